@@ -76,9 +76,7 @@ class Stream:
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform numbers in the open interval (0, 1), [N, *shape]."""
-        return ((_shift(self._bits(shape), 40).to(torch.float64) + 0.5) * 2.0**-24).to(dtype).clamp_(
-            max=1 - 2.0**-24
-        )
+        return ((_shift(self._bits(shape), 40).to(torch.float64) + 0.5) * 2.0**-24).to(dtype).clamp_(max=1 - 2.0**-24)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers [N, *shape], by the inverse of the distribution function."""

@@ -91,6 +91,13 @@ class Ball:
         """The same norm with another budget."""
         return type(self)(eps)
 
+    def move(self, gradient: Tensor, x: Tensor, x0: Tensor | None = None, size: float | None = None) -> Tensor:
+        """x after its change of steepest ascent; exact where `x + steepest(...)` would round."""
+        raise TypeError(f"{type(self).__name__} must define move")
+
+    def steepest(self, gradient: Tensor, x: Tensor, x0: Tensor | None = None, size: float | None = None) -> Tensor:
+        return self.move(gradient, x, x0, size) - x
+
     def __str__(self) -> str:
         return f"{self.name} {self.eps:.4g}"
 
@@ -101,11 +108,9 @@ class Linf(Ball):
 
     name = "linf"
 
-    def steepest(self, gradient, x, x0=None, size=None):
-        x0 = x if x0 is None else x0
-        step = self.eps * 2 if size is None else size
-        target = x.add(gradient.sign(), alpha=step) if math.isfinite(step) else x + gradient.sign()
-        return self.project(target, x0) - x
+    def move(self, gradient, x, x0=None, size=None):
+        step = min(self.eps * 2 if size is None else size, 1.0)  # the box is 1 wide
+        return self.project(x.add(gradient.sign(), alpha=step), x if x0 is None else x0)
 
     def project(self, x, x0):
         if not math.isfinite(self.eps):
@@ -127,13 +132,13 @@ class L2(Ball):
 
     name = "l2"
 
-    def steepest(self, gradient, x, x0=None, size=None):
+    def move(self, gradient, x, x0=None, size=None):
         if size is None:  # max <g, z - x0> over ball and box: z = x0 + clip(t g) for the largest t that fits
             base = x if x0 is None else x0
-            return _ray_into_box(gradient, base, self.eps) - x
+            return _ray_into_box(gradient, base, self.eps)
         length = _like(_rows(gradient).norm(dim=1).clamp_min(1e-30), gradient)
         step = x + gradient / length * min(size, 1e30)
-        return self.project(step, x if x0 is None else x0) - x
+        return self.project(step, x if x0 is None else x0)
 
     def project(self, x, x0):
         delta = x - x0
@@ -178,7 +183,9 @@ def _ray_into_box(direction: Tensor, x0: Tensor, eps: float, rounds: int = 60) -
     bottom = torch.zeros_like(scale)
     top = torch.where(torch.isfinite(small), 1 / small.clamp_min(1e-12), torch.ones_like(small))
     for _ in range(rounds):
-        middle = torch.where(top > 4 * bottom.clamp_min(1e-12), (top * bottom.clamp_min(1e-12)).sqrt(), (top + bottom) / 2)
+        middle = torch.where(
+            top > 4 * bottom.clamp_min(1e-12), (top * bottom.clamp_min(1e-12)).sqrt(), (top + bottom) / 2
+        )
         fits = torch.clamp(middle * d, low, high).norm(dim=1, keepdim=True) <= eps
         bottom, top = torch.where(fits, middle, bottom), torch.where(fits, top, middle)
     change = torch.where(all_the_way[:, None], room, torch.clamp(bottom * d, low, high))
@@ -191,13 +198,13 @@ class L1(Ball):
 
     name = "l1"
 
-    def steepest(self, gradient, x, x0=None, size=None):
+    def move(self, gradient, x, x0=None, size=None):
         """Whole budget: the coordinates with the largest gradient go to their bound until eps is spent (a
         fractional knapsack, so exact). A step of `size` does the same from x, then projects."""
         if size is None:
             base = x if x0 is None else x0
-            return base + _fill(gradient, base, self.eps) - x
-        return self.project(x + _fill(gradient, x, size), x if x0 is None else x0) - x
+            return (base + _fill(gradient, base, self.eps)).clamp_(0, 1)
+        return self.project(x + _fill(gradient, x, size), x if x0 is None else x0)
 
     def project(self, x, x0, rounds: int = 50):
         delta, low, high = _rows(x - x0), -_rows(x0), 1 - _rows(x0)
@@ -234,7 +241,7 @@ def _fill(gradient: Tensor, base: Tensor, budget: float) -> Tensor:
     """The exact maximiser of <gradient, change> with sum |change| <= budget and base + change in the box."""
     g, b = _rows(gradient), _rows(base)
     room = torch.where(g > 0, 1 - b, torch.where(g < 0, b, torch.zeros_like(b)))
-    order = g.abs().argsort(1, descending=True, stable=True)
+    order = g.abs().argsort(dim=1, descending=True, stable=True)
     sorted_room = room.gather(1, order)
     spent_before = sorted_room.cumsum(1) - sorted_room
     amount = torch.minimum(sorted_room, (budget - spent_before).clamp_min(0))
@@ -256,7 +263,9 @@ class L0(Ball):
         if self.per not in ("value", "pixel"):
             raise BudgetError("per='value' or per='pixel'", repr(self.per), "L0(k) counts values by default")
         if math.isfinite(self.eps) and self.eps != int(self.eps):
-            raise BudgetError("a whole number of values that may change", repr(self.eps), "L0(k) counts, it has no scale")
+            raise BudgetError(
+                "a whole number of values that may change", repr(self.eps), "L0(k) counts, it has no scale"
+            )
 
     def resized(self, eps: float) -> "L0":
         return L0(int(eps) if math.isfinite(eps) else eps, self.per)
@@ -278,7 +287,7 @@ class L0(Ball):
             return mask.view(x.shape[0], 1, *x.shape[2:]).expand_as(x)
         return mask.view_as(x)
 
-    def steepest(self, gradient, x, x0=None, size=None):
+    def move(self, gradient, x, x0=None, size=None):
         """The best eps units to their bounds, all others back to x0 (exact: gains are separable). With `size`,
         at most that many units that x does not change yet may enter."""
         x0 = x if x0 is None else x0
@@ -289,7 +298,7 @@ class L0(Ball):
             fresh = _top(gain.masked_fill(present, -1), size)
             gain = gain.masked_fill(~(present | fresh), -1)
         chosen = self._spread(_top(gain, self.eps), x)
-        return torch.where(chosen, best, x0) - x
+        return torch.where(chosen, best, x0)
 
     def project(self, x, x0):
         inside = x.clamp(0, 1)

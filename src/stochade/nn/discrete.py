@@ -35,6 +35,12 @@ class Surrogate:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return hard
         soft = self.primitive(x)
+        if soft.shape != hard.shape:  # broadcasting would give a wrong gradient without a word
+            raise UsageError(
+                f"a surrogate whose primitive gives the layer's output shape {list(hard.shape)}",
+                f"{list(soft.shape)} from {self.name or self.primitive!r}",
+                "an encoder's surrogate must add the time axis itself",
+            )
         return hard.detach() + (soft - soft.detach())
 
 
@@ -168,6 +174,24 @@ def forward_as(model: nn.Module, choices: Mapping[Selector, "Callable[[Tensor], 
     finally:
         for layer, previous in reversed(before):
             layer._forward = previous
+
+
+class Foreign(nn.Module):
+    """A plain callable in a module's place: its scope is unknown."""
+
+    scope = "unknown"
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def as_module(model: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The model itself when it is a module, else a `Foreign` around it; for wrappers that hold a model."""
+    return model if isinstance(model, nn.Module) else Foreign(model)
 
 
 _ORDER = {"none": 0, "example": 1, "call": 2, "unknown": 3}
