@@ -295,7 +295,7 @@ class L0(Ball):
         gain = self._merge(gradient * (best - x0))
         if size is not None:
             present = self._merge((x != x0).to(x.dtype)) > 0
-            fresh = _top(gain.masked_fill(present, -1), size)
+            fresh = _top(gain.masked_fill(present, -1), max(1, round(min(size, 1e9))))
             gain = gain.masked_fill(~(present | fresh), -1)
         chosen = self._spread(_top(gain, self.eps), x)
         return torch.where(chosen, best, x0)

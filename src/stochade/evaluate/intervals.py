@@ -1,0 +1,146 @@
+"""Intervals for accuracies of random models: the one module that reduces over examples and draws.
+
+The examples are the clusters, the draws within one are exchangeable. Two targets:
+
+* "population": the accuracy on the population that the examples are a sample of. Sampling of examples and of
+  draws both count; the variance is that of the per-example means.
+* "test set": the accuracy on exactly these examples. Only the draws are random; with a deterministic model the
+  interval is a point.
+
+Both use the Korn-Graubard interval: Clopper-Pearson at the effective sample size p(1-p)/variance, with the
+degrees of freedom of the clusters. It is exact for independent examples with one draw, conservative elsewhere,
+and is the exact binomial interval where everything is right or everything is wrong.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from stochade.errors import RecordsError
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy with its interval.
+
+    Attributes:
+        value: in [0,1], or None where nothing was measured.
+        low, high: limits of the interval, None where the data do not determine one (never 0 for "unknown").
+        examples: how many examples it rests on.
+        draws: draws of the model per example.
+        target: "population" or "test set".
+        kind: "single", "vote", "all" or "difference".
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    examples: int
+    draws: int
+    target: str = "population"
+    kind: str = "single"
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "unknown"
+        text = f"{100 * self.value:.1f} %"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def binomial(successes: float, trials: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Clopper-Pearson limits; `successes` and `trials` may be fractional (effective sizes)."""
+    from scipy.stats import beta
+
+    if trials <= 0:
+        return 0.0, 1.0
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes <= 0 else float(beta.ppf(tail, successes, trials - successes + 1))
+    high = 1.0 if successes >= trials else float(beta.ppf(1 - tail, successes + 1, trials - successes))
+    return low, high
+
+
+def mean(
+    right: np.ndarray, kind: str = "single", target: str = "population", confidence: float = CONFIDENCE
+) -> Estimate:
+    """The mean of right [N, draws] (bool) with its interval."""
+    right = np.asarray(right)
+    if right.ndim != 2:
+        raise RecordsError("right [N, draws]", f"shape {right.shape}", "one row per example")
+    if target not in ("population", "test set"):
+        raise RecordsError("target='population' or 'test set'", repr(target))
+    n, draws = right.shape
+    if n == 0 or draws == 0:
+        return Estimate(None, None, None, n, draws, target, kind)
+    per_example = right.mean(1)
+    value = float(per_example.mean())
+    if target == "test set":
+        low, high = _test_set(per_example, value, draws, confidence)
+    else:
+        low, high = _population(per_example, value, draws, confidence)
+    return Estimate(value, min(low, value), max(high, value), n, draws, target, kind)
+
+
+def _population(per_example: np.ndarray, value: float, draws: int, confidence: float) -> tuple[float, float]:
+    n = len(per_example)
+    if value in (0.0, 1.0) or n == 1:
+        return binomial(value * n, n, confidence)
+    variance = float(per_example.var(ddof=1)) / n
+    return _korn_graubard(value, variance, n, n * draws, confidence)
+
+
+def _test_set(per_example: np.ndarray, value: float, draws: int, confidence: float) -> tuple[float, float]:
+    n = len(per_example)
+    if draws == 1:
+        return value, value  # one draw says nothing about its own spread; deterministic models need none
+    if value in (0.0, 1.0):
+        return binomial(value * n * draws, n * draws, confidence)
+    variance = float((per_example * (1 - per_example)).sum()) / (draws - 1) / n**2
+    if variance == 0:
+        return value, value
+    return _korn_graubard(value, variance, n * draws, np.inf, confidence)
+
+
+def _korn_graubard(
+    value: float, variance: float, clusters: float, most: float, confidence: float
+) -> tuple[float, float]:
+    """Clopper-Pearson at the effective size value (1 - value) / variance, at most `most`."""
+    from scipy.stats import t
+
+    size = value * (1 - value) / variance if variance > 0 else most
+    tail = (1 - confidence) / 2
+    ratio = float(t.ppf(tail, max(size - 1, 1)) / t.ppf(tail, clusters - 1)) ** 2 if np.isfinite(size) else 1.0
+    size = min(size * ratio, most)
+    if not np.isfinite(size):
+        return value, value
+    return binomial(value * size, size, confidence)
+
+
+def paired(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
+    """mean(first - second) over the same examples [N, draws each], with a t interval over examples.
+
+    Where no example differs the interval comes from the rule of three on examples, never a point.
+    """
+    from scipy.stats import t
+
+    first, second = np.asarray(first), np.asarray(second)
+    if len(first) != len(second):
+        raise RecordsError("the same examples on both sides", f"{len(first)} and {len(second)}")
+    difference = first.mean(1) - second.mean(1)
+    n, draws = len(difference), min(first.shape[1], second.shape[1])
+    if n == 0:
+        return Estimate(None, None, None, 0, draws, kind="difference")
+    value = float(difference.mean())
+    if n == 1:
+        return Estimate(value, None, None, 1, draws, kind="difference")
+    spread = float(difference.std(ddof=1)) / np.sqrt(n)
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * spread
+    if spread == 0:
+        half = 1 - ((1 - confidence) / 2) ** (1 / n)
+    return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n, draws, kind="difference")

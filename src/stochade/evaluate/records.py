@@ -1,0 +1,208 @@
+"""Records: what every attack did to every example, raw. All tables, figures and reports are built from them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from stochade.errors import RecordsError, ThreatError
+from stochade.evaluate import intervals
+from stochade.evaluate.intervals import Estimate
+
+SCHEMA = 1
+KINDS = ("single", "vote", "all")
+CLEAN = "clean"
+WORST = "worst"
+
+
+@dataclass
+class AttackRecord:
+    """One attack on all examples.
+
+    Attributes:
+        predictions: [N, draws] int16, the class of every scoring draw, on fresh seeds.
+        selection: [N, draws] int16, other draws, on which "worst" chooses.
+        vote_logits, vote_probabilities: [N] int16, argmax of the mean logits / probabilities of scoring draws.
+        distance: [N] float32 in the units of the threat. value: [N] the attacker's own mean objective.
+        forwards, backwards: [N] int32 passes spent.
+        trace: [N, steps] float32 objective before each step, NaN after leaving.
+        images: {row: float32 [C,H,W]} of the first kept rows.
+        info: {"attack": repr, "threat": {"norm", "eps"} or None, "label": text}.
+    """
+
+    predictions: np.ndarray
+    selection: np.ndarray
+    vote_logits: np.ndarray
+    vote_probabilities: np.ndarray
+    distance: np.ndarray
+    value: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+    trace: np.ndarray
+    images: dict[int, np.ndarray] = field(default_factory=dict)
+    info: dict = field(default_factory=dict)
+
+    @property
+    def threat(self) -> dict | None:
+        return self.info.get("threat")
+
+
+class Records:
+    """Raw results of one evaluation.
+
+    Attributes:
+        ids: [N] int64, identity of each example (hash of image and label). labels: [N] int64.
+        attacks: name -> AttackRecord, in the order they were given; "clean" comes first.
+        meta: configuration and provenance (JSON-able): data, model, seed, draws, versions, hardware, ...
+        folder: where they lie on disk, or None.
+    """
+
+    def __init__(self, ids, labels, attacks: dict[str, AttackRecord], meta: dict, folder: Path | None = None):
+        self.ids, self.labels, self.attacks, self.meta, self.folder = ids, labels, attacks, meta, folder
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Records({len(self)} examples, attacks: {', '.join(self.attacks)})"
+
+    def right(self, attack: str, kind: str = "single", threat=None, of: str = "predictions") -> np.ndarray:
+        """[N, draws] bool for "single", [N, 1] for "vote" and "all": whether the model was right.
+
+        Raises:
+            RecordsError: unknown attack or kind. ThreatError: "worst" across several threats.
+        """
+        if kind not in KINDS:
+            raise RecordsError(f"a kind out of {KINDS}", repr(kind))
+        if of not in ("predictions", "logits", "probabilities"):
+            raise RecordsError("of='predictions', 'logits' or 'probabilities'", repr(of))
+        predictions, votes = self._chosen(attack, threat, of)
+        labels = self.labels[:, None]
+        if kind == "single":
+            return predictions == labels
+        if kind == "all":
+            return (predictions == labels).all(1, keepdims=True)
+        return (votes if votes is not None else majority(predictions))[:, None] == labels
+
+    def score(
+        self, attack: str, kind: str = "single", *, threat=None, target: str = "population", of: str = "predictions"
+    ) -> Estimate:
+        """Accuracy under an attack given to `evaluate`, on "clean" images, or under the "worst" attack per example.
+
+        Args:
+            kind: "single" (one prediction), "vote" (majority of the draws) or "all" (right in every draw: what
+                is left when an attacker may retry).
+            threat: for "worst" where the run holds several threats: only attacks inside this one count.
+            target: "population" that the examples stand for, or exactly this "test set".
+            of: what a vote counts: "predictions", or the argmax of mean "logits" or "probabilities".
+
+        "worst" is chosen per example on the selection draws (ties: the first attack in the order given) and
+        scored on the scoring draws.
+        """
+        right = self.right(attack, kind, threat, of)
+        estimate = intervals.mean(right, kind, target)
+        draws = self.draws
+        return Estimate(estimate.value, estimate.low, estimate.high, estimate.examples, draws, target, kind)
+
+    @property
+    def draws(self) -> int:
+        """Scoring draws per example."""
+        return next(iter(self.attacks.values())).predictions.shape[1] if self.attacks else 0
+
+    def _get(self, attack: str) -> AttackRecord:
+        if attack not in self.attacks:
+            import difflib
+
+            near = difflib.get_close_matches(str(attack), [*self.attacks, WORST], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self.attacks)} and 'worst'"
+            raise RecordsError("the name of an attack in these records", repr(attack), hint)
+        return self.attacks[attack]
+
+    def _chosen(self, attack: str, threat, of: str) -> tuple[np.ndarray, np.ndarray | None]:
+        def votes(record: AttackRecord) -> np.ndarray | None:
+            return {"logits": record.vote_logits, "probabilities": record.vote_probabilities}.get(of)
+
+        if attack != WORST:
+            record = self._get(attack)
+            return record.predictions, votes(record)
+        names = self.within(threat)
+        pick = self.worst_choice(threat)
+        rows = np.arange(len(self))
+        stacked = np.stack([self.attacks[n].predictions for n in names])[pick, rows]
+        chosen = None if of == "predictions" else np.stack([votes(self.attacks[n]) for n in names])[pick, rows]
+        return stacked, chosen
+
+    def within(self, threat=None) -> list[str]:
+        """The attacks that "worst" chooses among: clean, and all whose threat lies inside `threat`.
+
+        `threat` is a Threat or {"norm", "eps"}; None needs all attacks to share one threat.
+        """
+        threats = {n: r.threat for n, r in self.attacks.items() if r.threat is not None}
+        distinct = {(t["norm"], t["eps"], t.get("per")) for t in threats.values()}
+        if threat is None:
+            if len(distinct) > 1:
+                shown = ", ".join(sorted(f"{norm}={eps:.4g}" for norm, eps, _ in distinct))
+                raise ThreatError("one threat for 'worst'", f"attacks under {shown}", "pass threat=Linf(0.3), say")
+            return list(self.attacks)
+        wanted = threat_info(threat)
+        assert wanted is not None
+        inside = [n for n, t in threats.items() if _inside(t, wanted)]
+        return [n for n in self.attacks if n == CLEAN or n in inside]
+
+    def worst_choice(self, threat=None) -> np.ndarray:
+        """[N] index into `within(threat)`: the attack with the lowest accuracy on the selection draws."""
+        means = np.stack([(self.attacks[n].selection == self.labels[:, None]).mean(1) for n in self.within(threat)])
+        return means.argmin(0)  # argmin takes the first of equals
+
+    def compare(self, first: str, second: str, threat=None) -> Estimate:
+        """mean over examples of accuracy(first) - accuracy(second), paired, with an interval."""
+        return intervals.paired(self.right(first, threat=threat), self.right(second, threat=threat))
+
+    def prefix(self, name: str, contains: str = "") -> list[str]:
+        """The attacks whose names start with `name`, in order."""
+        return [n for n in self.attacks if n.startswith(name) and contains in n]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write these records to a folder; `Records.load` reads them back."""
+        from stochade.evaluate.store import save_records
+
+        return save_records(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Records":
+        """Read the records of a finished run.
+
+        Raises:
+            RecordsError: no records there, an unfinished run, a damaged file or a newer schema.
+        """
+        from stochade.evaluate.store import load_records
+
+        return load_records(Path(folder))
+
+    def to_json(self) -> str:
+        """Scores of every attack as JSON, for other programs."""
+        table = {n: {k: self.score(n, k).as_dict() for k in KINDS} for n in self.attacks}
+        return json.dumps({"schema": SCHEMA, "scores": table, "meta": self.meta}, indent=1)
+
+
+def threat_info(threat) -> dict | None:
+    """A threat as plain data: {"norm": "linf", "eps": 0.3}; None stays None, dicts pass."""
+    if threat is None or isinstance(threat, dict):
+        return threat
+    info = {"norm": getattr(threat, "name", type(threat).__name__), "eps": float(threat.size)}
+    if getattr(threat, "per", "value") != "value":
+        info["per"] = threat.per
+    return info
+
+
+def _inside(inner: dict, outer: dict) -> bool:
+    same = inner["norm"] == outer["norm"] and inner.get("per", "value") in ("value", outer.get("per", "value"))
+    return same and inner["eps"] <= outer["eps"] * (1 + 1e-9)
+
+
+def majority(predictions: np.ndarray) -> np.ndarray:
+    """[N] the class most draws choose; ties go to the lower class number."""
+    classes = int(predictions.max()) + 1 if predictions.size else 1
+    counts = np.stack([(predictions == c).sum(1) for c in range(classes)], axis=1)
+    return counts.argmax(1)
