@@ -1,8 +1,6 @@
 """Findings: what an audit saw, with its evidence and the next step. Never "passed"."""
 
-import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 SEVERITIES = ("masking", "incomplete", "notice")
 
@@ -30,11 +28,3 @@ class Finding:
 
     def as_dict(self) -> dict:
         return asdict(self)
-
-
-def save_findings(findings: list[Finding], path: Path) -> None:
-    path.write_text(json.dumps([f.as_dict() for f in findings], indent=1) + "\n")
-
-
-def load_findings(path: Path) -> list[Finding]:
-    return [Finding(**item) for item in json.loads(path.read_text())]

@@ -1,0 +1,98 @@
+"""What an audit hands back: records, findings, curves and the headline, on disk as one folder."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stochade.audit.findings import Finding
+from stochade.errors import RecordsError
+from stochade.evaluate.intervals import Estimate
+from stochade.evaluate.records import Records
+
+
+@dataclass
+class Audit:
+    """The outcome of one audit.
+
+    Attributes:
+        records: raw records of every attack that was run.
+        findings: what the checks saw, masking first.
+        threat: {"norm", "eps"}: what the headline is about.
+        claim: name of the attack in the records that stands for the authors' own ("fgsm" unless told otherwise).
+        published: accuracy that was claimed in print for that attack, or None.
+        curves: "budget", "steps", "draws" -> [{"x": number, "attack": name in the records}, ...], sorted by x.
+        probes: measurements on the model itself (gradient norms, cosines between draws, state, scope, ...).
+    """
+
+    records: Records
+    findings: list[Finding]
+    threat: dict
+    claim: str
+    published: float | None = None
+    curves: dict[str, list[dict]] = field(default_factory=dict)
+    probes: dict = field(default_factory=dict)
+
+    @property
+    def clean(self) -> Estimate:
+        """Accuracy on the images as they are."""
+        return self.records.score("clean")
+
+    @property
+    def claimed(self) -> Estimate:
+        """Accuracy under the attack the authors would use, on our draws."""
+        return self.records.score(self.claim)
+
+    @property
+    def found(self) -> Estimate:
+        """The lowest accuracy found: worst attack per example inside the threat. An upper bound, never a proof."""
+        return self.records.score("worst", threat=self.threat)
+
+    @property
+    def masking(self) -> list[Finding]:
+        """The findings that say the claimed robustness is not real."""
+        return [f for f in self.findings if f.severity == "masking"]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `audit.json` beside the records (which are written there if they are not yet)."""
+        folder = Path(folder)
+        if self.records.folder is None or Path(self.records.folder).resolve() != folder.resolve():
+            self.records.save(folder)
+        document = {
+            "schema": 1,
+            "threat": self.threat,
+            "claim": self.claim,
+            "published": self.published,
+            "curves": self.curves,
+            "probes": self.probes,
+            "findings": [f.as_dict() for f in self.findings],
+            "headline": {
+                "clean": self.clean.as_dict(),
+                "claimed": self.claimed.as_dict(),
+                "found": self.found.as_dict(),
+            },
+        }
+        temporary = folder / "audit.json.part"
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(folder / "audit.json")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Audit":
+        """Read an audit folder back; RecordsError where there is none."""
+        folder = Path(folder)
+        path = folder / "audit.json"
+        if not path.is_file():
+            raise RecordsError("a folder with audit.json", str(folder), "run: stochade audit TARGET --out FOLDER")
+        try:
+            document = json.loads(path.read_text())
+        except json.JSONDecodeError as problem:
+            raise RecordsError("valid JSON in audit.json", str(problem), "run the audit again") from None
+        return cls(
+            records=Records.load(folder),
+            findings=[Finding(**item) for item in document["findings"]],
+            threat=document["threat"],
+            claim=document["claim"],
+            published=document["published"],
+            curves=document["curves"],
+            probes=document["probes"],
+        )
