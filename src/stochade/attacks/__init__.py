@@ -3,13 +3,13 @@
 from stochade.attacks.base import Attack, Attempt, FromProbabilities, keep_dropout
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, WHOLE, Descent, sweep
 from stochade.attacks.gradients import Backprop, Evolution, Gradient, Pass
-from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
+from stochade.attacks.noise import Custom, GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.threats import L0, L1, L2, THREATS, Linf, Threat, parse_threat
 
 __all__ = [
     "BIM", "FGSM", "ILL", "L0", "L1", "L2", "MIFGSM", "OBJECTIVES", "PGD", "THREATS", "WHOLE", "Attack", "Attempt",
-    "Backprop", "Descent", "Evolution", "FromProbabilities", "GaussianNoise", "Gradient", "Linf", "Pass",
+    "Backprop", "Custom", "Descent", "Evolution", "FromProbabilities", "GaussianNoise", "Gradient", "Linf", "Pass",
     "RandomSearch", "Threat", "UniformNoise", "cross_entropy", "dlr", "keep_dropout", "kubo2019_bim", "margin",
     "parse_threat", "sweep",
 ]  # fmt: skip

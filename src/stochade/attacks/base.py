@@ -51,7 +51,15 @@ class Attack:
         return self.run(model, x, y, targets=targets, seed=seed, ids=ids).inputs
 
     def run(
-        self, model: Model, x: Tensor, y: Tensor, *, targets: Tensor | None = None, seed: int = 0, ids=None
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        targets: Tensor | None = None,
+        seed: int = 0,
+        ids=None,
+        model_seed: int | None = None,
     ) -> Attempt:
         """Search.
 
@@ -61,6 +69,7 @@ class Attack:
             y: int64 true classes [N].
             targets: int64 classes [N] to pull towards; None for any wrong class.
             seed: the attack's seed, and through it the model's draws during the search.
+            model_seed: seeds the model's draws apart from the attack's own (evaluation gives every chunk its own).
             ids: int64 [N] identities; by default a hash of image and label. Image i gets the same random start
                 whatever else is in the batch.
 
@@ -73,7 +82,7 @@ class Attack:
         with untouched(model):
             x = x.detach()
             probe(model, x, y, targets, self.probabilities_allowed)
-            reseed(seed_for(seed, "model draws"))
+            reseed(seed_for(seed, "model draws") if model_seed is None else model_seed)
             names = identities(x, y) if ids is None else check_ids(ids, len(x))
             stream = Stream(seed_for(seed, "attack"), names.to(x.device))
             return self.search(model, x, y, targets, stream)

@@ -1,5 +1,6 @@
 """Attacks without gradients: noise, random search, and the thesis's unprojected BIM for replication."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -175,3 +176,24 @@ class kubo2019_bim(Attack):
             n * backwards,
             torch.stack(trace),
         )
+
+
+@dataclass(frozen=True)
+class Custom(Attack):
+    """Any function as an attack: `function(model, x, y) -> inputs`. What it returns is checked against the threat
+    by evaluation like everything else, and success is decided there, on fresh draws."""
+
+    function: Callable[[Model, Tensor, Tensor], Tensor]
+    threat: Threat
+    probabilities_allowed = True
+
+    def __post_init__(self):
+        _need_threat(self.threat)
+        if not callable(self.function):
+            raise BudgetError("a function (model, x, y) -> inputs", repr(self.function))
+
+    def cost(self) -> tuple[int, int]:
+        return 0, 0
+
+    def search(self, model, x, y, targets, stream) -> Attempt:
+        return _attempt(self.threat, self.function(model, x, y).detach(), x, 0)

@@ -1,0 +1,312 @@
+"""Run attacks on a model over data and keep raw records: in this process or in workers, resumable, seeded."""
+
+import multiprocessing
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stochade.attacks.base import Attack, check_model
+from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.threats import Threat
+from stochade.describe import describe, digest, fingerprint_model, provenance
+from stochade.errors import BudgetError, ModelError, RecordsError
+from stochade.evaluate.records import CLEAN, SCHEMA, WORST, AttackRecord, Records
+from stochade.evaluate.source import Source
+from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_atomically, write_json
+from stochade.evaluate.unit import Settings, attack_info, run_unit
+from stochade.progress import progress
+
+Attacks = Mapping[str, Attack] | Sequence[Attack] | Attack
+
+
+def named(attacks: Attacks) -> dict[str, Attack]:
+    """Attacks by name, checked. A list is named by class and threat; "clean" and "worst" are reserved.
+
+    Raises:
+        BudgetError: something that is no attack, or a name twice or reserved.
+    """
+    if isinstance(attacks, Mapping):
+        table = {str(name): attack for name, attack in attacks.items()}
+    else:
+        table: dict[str, Attack] = {}
+        for attack in attacks if isinstance(attacks, Sequence) else [attacks]:
+            name = f"{type(attack).__name__.lower()} {getattr(attack, 'threat', '')}".strip()
+            while name in table:
+                name += "'"
+            table[name] = attack
+    for name, attack in table.items():
+        if name in (CLEAN, WORST) or not name:
+            raise BudgetError(
+                "another name for the attack", repr(name), "'clean' and 'worst' are made by evaluate itself"
+            )
+        if not isinstance(attack, Attack) or not isinstance(getattr(attack, "threat", None), Threat):
+            raise BudgetError(
+                f"an attack with a threat under the name {name!r}", repr(attack),
+                "build one, for example PGD(Linf(0.3)), or wrap a function: Custom(function, Linf(0.3))",
+            )  # fmt: skip
+    return table
+
+
+def evaluate(
+    model: Model,
+    images: Any,
+    labels: Any = None,
+    attacks: Attacks = (),
+    draws: int = 20,
+    seed: int = 0,
+    *,
+    chunk: int = 100,
+    workers: int = 0,
+    threads: int = 1,
+    out: str | Path | None = None,
+    keep_images: int = 64,
+    eight_bit: bool = False,
+    device: str = "cpu",
+    show_progress: bool = True,
+    meta: dict | None = None,
+) -> Records:
+    """Attack a model and score every returned image on fresh draws of the model.
+
+    The attack never decides success: its images are checked against threat and box, then scored on `draws` fresh
+    draws, and on as many other draws from which "worst" is selected. The model and the global generators come
+    back as they were. Deterministic models (scope "none") are scored once.
+
+    Args:
+        model: images [N,C,H,W] in [0,1] -> logits [N,K]; one call is one draw. In eval mode.
+        images: float tensor in [0,1], uint8 array or memory map, `stochade.data.Images`, or a Dataset of pairs.
+        labels: [N] integers, or None where `images` brings them.
+        attacks: {"name": attack}, a list of attacks, or one.
+        draws: scoring draws per example.
+        seed: everything random follows from it.
+        chunk: examples per unit of work. Results are a function of (configuration, seed, chunk size, threads per
+            process, device), not of workers, order or interruptions.
+        workers: 0: in this process, with its threads; n >= 1: n processes of `threads` threads each.
+        out: folder for the records; an interrupted run in it is taken up again, another run's is refused.
+        keep_images: adversarial images kept for the first so many examples.
+        eight_bit: round adversarial images to whole grey levels (towards the original) before scoring.
+        device: where the model already is; chunks are sent there.
+        meta: further facts for the records (data name, model target, ...).
+
+    Returns:
+        `Records`; `records.score("name", "single")` gives an `Estimate` with an interval.
+
+    Raises:
+        ImagesError, LabelsError, ModelError, LogitsError, BudgetError: bad input, before any backward.
+        ThreatError: an attack returned images outside its threat.
+        RecordsError: `out` holds another run.
+    """
+    table = named(attacks)
+    for value, name in ((draws, "draws"), (chunk, "chunk")):
+        _whole(value, name)
+    _whole(workers, "workers", 0)
+    _whole(keep_images, "keep_images", 0)
+    check_model(model)
+    source = Source(images, labels, chunk)
+    settings = Settings(seed, draws, keep_images, eight_bit, device)
+    config = {
+        "schema": SCHEMA,
+        "model": {"sha256": fingerprint_model(model), "class": type(model).__name__},
+        "examples": len(source),
+        "chunk": chunk,
+        "chunks": source.chunks,
+        "seed": seed,
+        "draws": draws,
+        "eight_bit": eight_bit,
+        "keep_images": keep_images,
+        "device": device,
+        "threads": torch.get_num_threads() if workers == 0 else threads,
+        "attacks": [CLEAN, *table],
+        "parts": {name: attack_info(attack) for name, attack in table.items()},
+        "about": describe(meta or {}),
+    }
+    config["digest"] = digest(config | {"data": _fingerprint_data(source)})
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        _open(folder, config)
+    units = [(name, index) for index in range(source.chunks) for name in config["attacks"]]
+    job = _Job(model, source, {CLEAN: None} | table, settings, config["digest"], folder)
+    results = _run(job, units, workers, threads, show_progress)
+    records = _gather(results, config, folder)
+    records.meta["provenance"] = _provenance(folder)
+    return records
+
+
+def _fingerprint_data(source: Source) -> str:
+    """A digest of the examples at both ends and of all labels: enough to tell data sets apart without a pass over
+    ImageNet. Each record also carries the hash of its own image."""
+    first, last = source[0], source[source.chunks - 1]
+    labels = source.labels if source.labels is not None else torch.cat([first[1], last[1]])
+    return digest([first[0], last[0], labels, len(source)])
+
+
+def _open(folder: Path, config: dict) -> None:
+    """Start or take up a run; refuses a folder with another one."""
+    import json
+
+    path = folder / "run.json"
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            before = {}
+        if before.get("digest") != config["digest"]:
+            keys = sorted(k for k in config if k != "digest" and before.get(k) != json.loads(json.dumps(config[k])))
+            differs = ", ".join(keys) or "the images"
+            raise RecordsError(
+                "an empty folder or an interrupted run of the same configuration",
+                f"{folder} with a run that differs in: {differs}",
+                "choose another out folder, or delete this one",
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise RecordsError("a folder", str(folder), "choose another out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+
+
+def _provenance(folder: Path | None) -> dict:
+    facts = provenance()
+    if folder is not None:
+        write_json(folder / "provenance.json", facts)
+    return facts
+
+
+class _Job:
+    """Everything a unit needs; travels to workers once."""
+
+    def __init__(self, model, source: Source, attacks: dict, settings: Settings, run: str, folder: Path | None):
+        self.model, self.source, self.attacks = model, source, attacks
+        self.settings, self.run, self.folder = settings, run, folder
+
+    def __call__(self, name: str, index: int) -> tuple[np.ndarray, np.ndarray, AttackRecord]:
+        part = run_unit(self.model, self.source, name, self.attacks[name], index, self.settings)
+        if self.folder is not None:
+            data = unit_bytes(*part, first=self.source.rows(index).start, digest=self.run)
+            write_atomically(unit_path(self.folder, name, index), data)
+        return part
+
+    def cost(self, name: str, index: int) -> float:
+        """Passes of one unit, for the progress bar; a backward counts two forwards."""
+        attack = self.attacks[name]
+        forwards, backwards = (0, 0) if attack is None else attack.cost()
+        return len(self.source.rows(index)) * (forwards + 2 * backwards + 2 * self.settings.draws)
+
+
+Results = dict[tuple[str, int], tuple[np.ndarray, np.ndarray, AttackRecord]]
+
+
+def _run(job: _Job, units: list[tuple[str, int]], workers: int, threads: int, show: bool) -> Results:
+    results: Results = {}
+    if job.folder is not None:
+        for unit in units:
+            found = _finished(job, *unit)
+            if found is not None:
+                results[unit] = found
+    left = [u for u in units if u not in results]
+    total, done = sum(job.cost(*u) for u in units), sum(job.cost(*u) for u in results)
+    with progress("attacking", total, show and bool(left), done) as tick:
+        for unit, part in _in_workers(job, left, workers, threads) if workers else _here(job, left):
+            results[unit] = part
+            tick(job.cost(*unit), unit[0])
+    return results
+
+
+def _finished(job: _Job, name: str, index: int):
+    """A unit that an earlier session wrote whole, or None. A damaged or foreign file is done again."""
+    assert job.folder is not None
+    path = unit_path(job.folder, name, index)
+    if not path.is_file():
+        return None
+    try:
+        facts, ids, labels, record = read_unit(path)
+    except RecordsError:
+        return None
+    return (ids, labels, record) if facts["digest"] == job.run else None
+
+
+def _here(job: _Job, units: list[tuple[str, int]]):
+    for unit in units:
+        yield unit, job(*unit)
+
+
+_worker_job: _Job | None = None
+
+
+def _start_worker(payload: bytes, threads: int) -> None:
+    global _worker_job
+    torch.set_num_threads(threads)
+    _worker_job = pickle.loads(payload)  # sent by our own parent process, never read from a file
+
+
+def _work(unit: tuple[str, int]):
+    assert _worker_job is not None
+    return _worker_job(*unit)
+
+
+def _in_workers(job: _Job, units: list[tuple[str, int]], workers: int, threads: int):
+    try:
+        payload = pickle.dumps(job)
+    except Exception as problem:
+        raise ModelError(
+            "a model and attacks that can be sent to worker processes", f"{type(problem).__name__}: {problem}",
+            "define classes and functions at module level (no lambdas), or use workers=0",
+        ) from problem  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (payload, threads)) as pool:
+        futures = {pool.submit(_work, unit): unit for unit in units}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as problem:
+            raise ModelError(
+                "worker processes that start", "one that died (out of memory, or a script without a main guard)",
+                "guard the script with if __name__ == '__main__':, or use workers=0",
+            ) from problem  # fmt: skip
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _gather(results: Results, config: dict, folder: Path | None) -> Records:
+    attacks = {
+        name: join([results[name, index][2] for index in range(config["chunks"])]) for name in config["attacks"]
+    }
+    clean = [results[CLEAN, index] for index in range(config["chunks"])]
+    ids, labels = np.concatenate([c[0] for c in clean]), np.concatenate([c[1] for c in clean])
+    return Records(ids, labels, attacks, dict(config), folder)
+
+
+def expected_seconds(model: Model, images: Any, labels: Any, attacks: Attacks, draws: int = 20) -> dict:
+    """What an evaluation would cost, from the attacks' own counts and one timed forward and backward.
+
+    Returns:
+        {"forwards", "backwards"} per example over all attacks and scoring, and {"seconds"} for all examples in one
+        process. Attacks that let fooled examples leave will need less.
+    """
+    from stochade.randomness import untouched
+
+    table, source = named(attacks), Source(images, labels, 32)
+    forwards = sum(a.cost()[0] for a in table.values()) + 2 * draws * (len(table) + 1)
+    backwards = sum(a.cost()[1] for a in table.values())
+    x, _ = source[0]
+    check_model(model)
+    with untouched(model):
+        leaf = x.clone().requires_grad_()
+        model(x)
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(x)
+        forward = time.perf_counter() - start
+        start = time.perf_counter()
+        output = model(leaf).sum()
+        if output.requires_grad:
+            torch.autograd.grad(output, leaf, allow_unused=True)
+        both = time.perf_counter() - start
+    per_example = (forwards * forward + backwards * max(both - forward, 0)) / len(x)
+    return {"forwards": forwards, "backwards": backwards, "seconds": per_example * len(source)}

@@ -1,0 +1,138 @@
+"""One unit of work: one attack on one chunk of examples. A function of (configuration, seed, attack, chunk) and
+nothing else, so that units may run in any order, in any process, once or again after a crash."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stochade.attacks.base import Attack, check_inputs, check_model, probe
+from stochade.attacks.gradients import TILE, Model, check_logits
+from stochade.attacks.threats import Ball, Threat
+from stochade.describe import describe
+from stochade.errors import ThreatError
+from stochade.evaluate.records import CLEAN, AttackRecord, threat_info
+from stochade.evaluate.source import Source
+from stochade.nn.discrete import scope_of
+from stochade.randomness import identities, reseed, seed_for, untouched
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a unit needs to know besides model, data and attack."""
+
+    seed: int
+    draws: int
+    keep_images: int
+    eight_bit: bool
+    device: str
+
+
+def attack_info(attack: object) -> dict:
+    """The attack as plain data, for the records."""
+    threat = getattr(attack, "threat", None)
+    return {"attack": describe(attack), "threat": threat_info(threat), "label": str(threat) if threat else ""}
+
+
+def run_unit(
+    model: Model, source: Source, name: str, attack: Attack | None, index: int, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, AttackRecord]:
+    """(ids, labels, record) of one attack (None: the clean images) on chunk `index`."""
+    x, y = source[index]
+    check_inputs(x, y)
+    ids = identities(x, y)
+    x, y = x.to(settings.device), y.to(settings.device)
+    check_model(model)
+    with untouched(model):
+        reseed(seed_for(settings.seed, "probe", name, index))
+        if attack is None:
+            probe(model, x, y, probabilities_allowed=True)
+            inputs, empty = x, torch.zeros(len(x))
+            value, trace = torch.full((len(x),), torch.nan), torch.empty(len(x), 0)
+            distance, forwards, backwards = empty, empty, empty
+        else:
+            attempt = attack.run(
+                model, x, y, seed=settings.seed, ids=ids, model_seed=seed_for(settings.seed, "draws", name, index)
+            )
+            inputs = checked(attempt.inputs, x, attack.threat, name)
+            if settings.eight_bit:
+                inputs = to_eight_bit(inputs, x)
+            value, trace = attempt.value, attempt.trace.T
+            distance = attack.threat.distance(inputs, x)
+            forwards, backwards = attempt.forwards, attempt.backwards
+        random = scope_of(model) != "none"
+        draws = settings.draws if random else 1
+        scored, logits, probabilities = _draw(model, inputs, draws, seed_for(settings.seed, "score", name, index))
+        if random:
+            selected, _, _ = _draw(model, inputs, draws, seed_for(settings.seed, "select", name, index))
+        else:
+            selected = scored
+    rows = source.rows(index)
+    kept = {row: inputs[row - rows.start].cpu().numpy() for row in rows if row < settings.keep_images}
+    record = AttackRecord(
+        predictions=scored,
+        selection=selected,
+        vote_logits=logits,
+        vote_probabilities=probabilities,
+        distance=_numpy(distance, np.float32),
+        value=_numpy(value, np.float32),
+        forwards=_numpy(forwards, np.int32),
+        backwards=_numpy(backwards, np.int32),
+        trace=_numpy(trace, np.float32),
+        images=kept,
+        info={"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack),
+    )
+    return ids.numpy(), y.cpu().numpy(), record
+
+
+def _numpy(t: Tensor, dtype) -> np.ndarray:
+    return np.ascontiguousarray(t.detach().cpu().numpy().astype(dtype))
+
+
+@torch.no_grad()
+def _draw(model: Model, x: Tensor, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions [N, draws] and the votes by mean logits and mean probabilities [N], on draws of their own."""
+    reseed(seed)
+    n, seen = len(x), []
+    per_pass = max(1, TILE // n) if scope_of(model) in ("none", "example") else 1
+    while len(seen) < draws:
+        d = min(per_pass, draws - len(seen))
+        logits = check_logits(model(x.repeat(d, *(1,) * (x.dim() - 1))), d * n).view(d, n, -1)
+        seen.extend(logits.cpu())
+    stacked = torch.stack(seen)
+    predictions = stacked.argmax(-1).T.numpy().astype(np.int16)
+    votes = stacked.mean(0).argmax(1).numpy().astype(np.int16)
+    probabilities = stacked.softmax(-1).mean(0).argmax(1).numpy().astype(np.int16)
+    return np.ascontiguousarray(predictions), votes, probabilities
+
+
+def checked(inputs: Tensor, x: Tensor, threat: Threat, name: str) -> Tensor:
+    """The inputs, when each lies in its threat and in the box; ThreatError otherwise. Rounding in float32 is
+    tolerated."""
+    if not isinstance(inputs, Tensor) or inputs.shape != x.shape:
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ThreatError(f"images {tuple(x.shape)} from attack {name!r}", str(got))
+    if not bool(torch.isfinite(inputs).all()):
+        raise ThreatError(f"finite images from attack {name!r}", "NaN or infinity", "look for overflow in the attack")
+    low, high = float(inputs.min()), float(inputs.max())
+    if isinstance(threat, Ball) and (low < -1e-6 or high > 1 + 1e-6):
+        raise ThreatError(f"images in [0,1] from attack {name!r}", f"[{low:.6g}, {high:.6g}]", "clamp to [0,1]")
+    distance = threat.distance(inputs, x)
+    allowed = threat.size * (1 + 1e-5) + (
+        0 if threat_info(threat)["norm"] == "l0" else 2e-7 * max(1, x[0].numel() ** 0.5)
+    )  # type: ignore[index]
+    if bool((distance > allowed).any()):
+        worst = int(distance.argmax())
+        raise ThreatError(
+            f"inputs within {threat} from attack {name!r}",
+            f"distance {float(distance[worst]):.6g} at example {worst} of its chunk",
+            "project before returning: threat.project(x, x0)",
+        )
+    return inputs
+
+
+def to_eight_bit(inputs: Tensor, x: Tensor) -> Tensor:
+    """The nearest images that an 8-bit file can hold on the way back to x: whole grey levels, rounded towards x,
+    so that no norm grows. Exact where x itself is 8-bit."""
+    return (x + torch.trunc((inputs - x) * 255 + torch.sign(inputs - x) * 1e-3) / 255).clamp(0, 1)
