@@ -29,7 +29,7 @@ def seed_for(*parts: object) -> int:
 
 def identities(images: Tensor, labels: Tensor) -> Tensor:
     """The identity [N] (int64) of each example: a hash of its image and label, bit for bit."""
-    pixels = np.ascontiguousarray(images.detach().cpu().numpy())
+    pixels = images.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()  # NumPy has no bfloat16
     values = labels.detach().cpu().numpy()
     digests = [
         hashlib.blake2b(row.tobytes() + int(y).to_bytes(8, "little", signed=True), digest_size=8).digest()

@@ -79,11 +79,12 @@ class Attack:
         """
         check_inputs(x, y, targets)
         check_model(model)
-        with untouched(model):
-            x = x.detach()
+        names = identities(x, y) if ids is None else check_ids(ids, len(x))
+        x, y, targets = x.detach(), y.long(), None if targets is None else targets.long()
+        with untouched(model):  # its own block: what the probe leaves in a stateful model must not reach the search
             probe(model, x, y, targets, self.probabilities_allowed)
+        with untouched(model):
             reseed(seed_for(seed, "model draws") if model_seed is None else model_seed)
-            names = identities(x, y) if ids is None else check_ids(ids, len(x))
             stream = Stream(seed_for(seed, "attack"), names.to(x.device))
             return self.search(model, x, y, targets, stream)
 
@@ -92,7 +93,8 @@ class Attack:
         raise TypeError(f"{type(self).__name__} must define search")
 
     def cost(self) -> tuple[int, int]:
-        """(forwards, backwards) per example at most, apart from the probe."""
+        """(forwards, backwards) per example at most, apart from the probe, the search for least-likely classes and
+        the forwards that let an example leave early."""
         raise TypeError(f"{type(self).__name__} must define cost")
 
 

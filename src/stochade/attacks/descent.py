@@ -4,6 +4,7 @@ Attack = threat x objective x gradient x search; this file is the search. `FGSM`
 `MIFGSM` are the same loop with different parts.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,7 +90,8 @@ class Descent(Attack):
         return size if size < 1e9 else 2.5 / self.steps  # eps=inf: the box is the budget
 
     def cost(self) -> tuple[int, int]:
-        per_run = self.steps * self.gradient.forwards + self.gradient.forwards * (self.keep != "last")
+        looks = max(10, getattr(self.gradient, "draws", 1)) * (self.keep != "last" or self.restarts > 1)
+        per_run = self.steps * self.gradient.forwards + looks
         return (self.restarts * per_run, self.restarts * self.steps * self.gradient.backwards)
 
     def search(self, model: Model, x: Tensor, y: Tensor, targets: Tensor | None, stream: Stream) -> Attempt:
@@ -219,8 +221,10 @@ class _State:
         a = self.attack
         draws = 1 if self.watch.deterministic else max(10, getattr(a.gradient, "draws", 1))
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        for _ in range(draws):
-            total += _objective(a.objective, check_logits(self.model(x), len(x)), y, targets)
+        swapped = getattr(a.gradient, "swapped", nullcontext)
+        with swapped(self.model):
+            for _ in range(draws):
+                total += _objective(a.objective, check_logits(self.model(x), len(x)), y, targets)
         self.forwards[rows] += draws
         return total / draws
 

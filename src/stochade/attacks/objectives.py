@@ -53,7 +53,7 @@ def dlr(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
     top = logits.topk(min(4, classes), dim=1).values
     if targets is None:
         spread = top[:, 0] - top[:, 2]
-        spread = torch.where(_pick(logits, y) > top[:, 2], spread, spread.detach())
+        spread = torch.where(_pick(logits, y) == top[:, 2], spread.detach(), spread)
         return margin(logits, y) / spread.clamp_min(1e-12)
     low = top[:, 2] if classes == 3 else (top[:, 2] + top[:, 3]) / 2
     return (_pick(logits, targets) - _pick(logits, y)) / (top[:, 0] - low).clamp_min(1e-12)

@@ -136,8 +136,10 @@ class L2(Ball):
         if size is None:  # max <g, z - x0> over ball and box: z = x0 + clip(t g) for the largest t that fits
             base = x if x0 is None else x0
             return _ray_into_box(gradient, base, self.eps)
-        length = _like(_rows(gradient).norm(dim=1).clamp_min(1e-30), gradient)
-        step = x + gradient / length * min(size, 1e30)
+        largest = _like(_rows(gradient).abs().amax(1).clamp_min(1e-37), gradient)
+        scaled = gradient / largest  # first, or the squares of tiny and of exploding gradients leave float32
+        length = _like(_rows(scaled).norm(dim=1).clamp_min(1e-30), gradient)
+        step = x + scaled / length * min(size, 1e30)
         return self.project(step, x if x0 is None else x0)
 
     def project(self, x, x0):
@@ -302,7 +304,8 @@ class L0(Ball):
 
     def project(self, x, x0):
         inside = x.clamp(0, 1)
-        keep = self._spread(_top(self._merge((inside - x0).square()), self.eps), x)
+        saved = (x - x0).square() - (x - inside).square()  # what leaving a value at x0 would cost in squared distance
+        keep = self._spread(_top(self._merge(saved), self.eps), x)
         return torch.where(keep, inside, x0)
 
     def start(self, x0, generator):
