@@ -1,0 +1,246 @@
+"""One offline HTML file from records: nothing runs a model, nothing reaches a network."""
+
+import base64
+import hashlib
+import json
+import math
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import stochade
+from stochade.audit.findings import SEVERITIES
+from stochade.audit.result import Audit
+from stochade.evaluate.records import CLEAN, KINDS, Records
+from stochade.report import figures
+from stochade.report.headline import headline, spoken
+from stochade.report.pictures import gallery
+from stochade.report.rows import (
+    attack_row,
+    composition,
+    interval_text,
+    is_random,
+    number,
+    percent,
+    shared_threats,
+    threat_text,
+    unpack,
+    worst_row,
+)
+
+FIRST = ("data", "model", "seed", "draws", "configuration", "config", "versions", "hardware", "git")
+
+
+def build(audit: Audit | Records, out: str | Path, title: str | None = None) -> Path:
+    """Write the report of an audit, or of bare records, as one self-contained HTML file; returns its path.
+
+    The file holds its own script (plotly.js, 4.8 MB, once), styles and images; a content security policy inside
+    it forbids every network request and every script but these two. All that comes from records is escaped.
+    An existing file is replaced in one step. A folder as `out` means `report.html` inside it.
+
+    Args:
+        audit: what `stochade.audit` returned, or the Records of `evaluate`.
+        out: the file, or a folder.
+        title: heading of the page; the model's name in the records' meta, where it has one, otherwise.
+
+    Raises:
+        RecordsError: no examples, no attacks, or a claim that names no attack in the records.
+    """
+    records, known = unpack(audit)
+    out = Path(out)
+    if out.is_dir() or not out.suffix:
+        out = out / "report.html"
+    text = _render(records, known, title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".part")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, out)
+    return out
+
+
+def _render(records: Records, audit: Audit | None, title: str | None) -> str:
+    from markupsafe import Markup
+
+    curves = figures.curves(audit) if audit else []
+    probe_figures, probe_rest = figures.probes(audit.probes) if audit else ([], {})
+    plots = figures.plot_document([*curves, *probe_figures])
+    script = _asset("page.js")
+    plotly = _plotly() if plots else ""
+    threat = audit.threat if audit else None
+    random = is_random(records)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title or _title(records, audit),
+            policy=_policy([script, plotly]),
+            css=Markup(_asset("page.css")),
+            script=Markup(script),
+            plotly=Markup(plotly),
+            plots=_jsonable(plots),
+            audit=audit,
+            head=headline(records, audit),
+            facts=_facts(records, audit),
+            examples=len(records),
+            draws=records.draws,
+            random=random,
+            target=_target(records),
+            kinds=KINDS,
+            groups=_groups(records, audit),
+            composition=composition(records, threat) if threat else [],
+            curves=curves,
+            probe_figures=probe_figures,
+            probe_rest=probe_rest,
+            gallery=gallery(records, threat),
+            findings=sorted(audit.findings, key=_severity) if audit else [],
+            command=_command(records),
+            provenance=_provenance(records),
+            version=stochade.__version__,
+        )
+    )
+
+
+def _environment():
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {
+        "percent": lambda value: percent(value).replace(" ", "\u00a0"),
+        "percent0": lambda value: f"{100 * value:.0f}\u00a0%",
+        "css": lambda value: f"{min(max(100 * float(value), 0.0), 100.0):.3f}",
+        "interval": interval_text,
+        "spoken": spoken,
+        "number": number,
+        "exact": _exact,
+        "threat": threat_text,
+        "words": lambda key: str(key).replace("_", " "),
+        "simple": lambda items: all(not isinstance(i, dict | list | tuple) for i in items),
+    }
+    return environment
+
+
+def _asset(name: str) -> str:
+    return resources.files("stochade.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Only these scripts run, only inline styles and data images load, nothing is fetched or sent."""
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts if s]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain data for JSON: numpy to Python, NaN and infinities to null."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _exact(value) -> str:
+    """Provenance is repeated by others: integers in full, floats as Python writes them."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _severity(finding) -> int:
+    return SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES)
+
+
+def _title(records: Records, audit: Audit | None) -> str:
+    model = _named(records.meta.get("model"))
+    kind = "Audit" if audit else "Evaluation"
+    return f"{kind} of {model}" if model else kind
+
+
+def _named(value) -> str:
+    """The name in a meta entry that is text or a mapping with a name; empty otherwise."""
+    if isinstance(value, dict):
+        value = value.get("name") or value.get("note")
+    return value if isinstance(value, str) else ""
+
+
+def _facts(records: Records, audit: Audit | None) -> list[str]:
+    facts = [f"{len(records)} examples", f"{records.draws} draw{'s' * (records.draws != 1)} each"]
+    if audit:
+        facts.insert(0, threat_text(audit.threat))
+    data = _named(records.meta.get("data"))
+    date = records.meta.get("date") or records.meta.get("created")
+    return facts + [str(fact) for fact in (data, date) if fact]
+
+
+def _target(records: Records) -> str:
+    target = records.score(next(iter(records.attacks))).target
+    if target == "population":
+        return (
+            f"the population that these {len(records)} examples are a sample of; they cover the sampling of "
+            "examples and of draws"
+        )
+    return f"exactly this test set of {len(records)} examples; they cover the sampling of draws"
+
+
+def _groups(records: Records, audit: Audit | None) -> list[dict]:
+    """The table's parts: for an audit what counts for its threat, then the rest; all in one for bare records."""
+    if audit is None:
+        rows = [attack_row(records, name) for name in records.attacks]
+        return [{"heading": "", "rows": rows, "worst": [worst_row(records, t) for t in shared_threats(records)]}]
+    inside = records.within(audit.threat)
+    rest = [name for name in records.attacks if name not in inside]
+    where = threat_text(audit.threat)
+    tried = sum(name != CLEAN for name in inside)
+    groups = [
+        {
+            "heading": f"Inside {where}: {tried} attack{'s' * (tried != 1)}" if rest else "",
+            "rows": [attack_row(records, name) for name in inside],
+            "worst": [worst_row(records, audit.threat)],
+        }
+    ]
+    if rest:
+        heading = f"Outside {where}, not counted in the worst"
+        groups.append({"heading": heading, "rows": [attack_row(records, n) for n in rest], "worst": []})
+    return groups
+
+
+def _command(records: Records) -> str:
+    command = records.meta.get("command")
+    if isinstance(command, list | tuple):
+        import shlex
+
+        return shlex.join(str(part) for part in command)
+    return str(command) if command else ""
+
+
+def _provenance(records: Records) -> dict:
+    """The records' meta, known keys first, then what every attack was, as its own text."""
+    meta = {key: value for key, value in records.meta.items() if key != "command"}
+    ordered = {key: meta.pop(key) for key in FIRST if key in meta} | meta
+    attacks = {name: r.info["attack"] for name, r in records.attacks.items() if r.info.get("attack")}
+    if attacks:
+        ordered["attacks"] = attacks
+    return json.loads(json.dumps(_jsonable(ordered), default=str))

@@ -1,0 +1,79 @@
+(() => {
+  "use strict";
+  const root = document.documentElement;
+  const plots = JSON.parse(document.getElementById("plots").textContent);
+  const coarse = matchMedia("(pointer: coarse)").matches;
+
+  // Plots: colours come from the style sheet, so light, dark and print agree with the page.
+  const draw = () => {
+    if (!window.Plotly) return;
+    const style = getComputedStyle(root);
+    const colour = (name) => style.getPropertyValue("--" + name).trim();
+    const font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("ink") };
+    const axis = {
+      gridcolor: colour("grid"), linecolor: colour("quiet"), tickcolor: colour("quiet"), zeroline: false,
+      showline: true, automargin: true, fixedrange: coarse, tickfont: { color: colour("quiet") },
+    };
+    for (const plot of plots) {
+      const data = plot.data.map((trace) => {
+        const tone = colour(trace.meta.colour);
+        const marker = { ...trace.marker, color: tone };
+        if (marker.line) marker.line = { ...marker.line, color: tone };
+        return {
+          ...trace, marker, line: { ...trace.line, color: tone },
+          error_y: trace.error_y && { ...trace.error_y, color: tone },
+        };
+      });
+      const layout = {
+        font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+        margin: { l: 56, r: 12, t: 28, b: 48 }, hovermode: "closest", dragmode: coarse ? false : "zoom", bargap: 0,
+        hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("rule"), font: { ...font } },
+        showlegend: data.length > 1,
+        legend: { orientation: "h", x: 0, y: -0.24, xanchor: "left", yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
+        xaxis: { ...axis, ...plot.layout.xaxis },
+        yaxis: { ...axis, ...plot.layout.yaxis, ...(plot.percent ? { tickformat: ".0%", dtick: 0.25 } : {}) },
+      };
+      const config = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
+        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      Plotly.react(document.getElementById(plot.id), data, layout, config);
+    }
+  };
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  // Print: light colours and open tables, put back afterwards.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    root.classList.add("printing");
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const one of opened) one.open = true;
+    draw();
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("printing");
+    for (const one of opened) one.open = false;
+    draw();
+  });
+
+  // Images: a card opens the viewer; arrow keys move on, Escape closes it and focus returns to the card.
+  const viewer = document.getElementById("viewer");
+  if (!viewer) return;
+  const cards = [...document.querySelectorAll(".card")];
+  let at = 0;
+  const show = (index) => {
+    at = (index + cards.length) % cards.length;
+    viewer.querySelector(".inside").innerHTML = cards[at].innerHTML;
+    viewer.setAttribute("aria-label", cards[at].getAttribute("aria-label").replace(/ Enlarge\.$/, ""));
+  };
+  cards.forEach((card, index) => card.addEventListener("click", () => { show(index); viewer.showModal(); }));
+  viewer.addEventListener("close", () => cards[at].focus());
+  viewer.addEventListener("click", (event) => {
+    const step = event.target.dataset.step;
+    if (event.target === viewer || step === "0") viewer.close();
+    else if (step) show(at + Number(step));
+  });
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowRight") show(at + 1);
+    if (event.key === "ArrowLeft") show(at - 1);
+  });
+})();
