@@ -65,7 +65,9 @@ def fingerprint_model(model: object) -> str:
         if isinstance(tensor, Tensor):
             state.update(name.encode())
             state.update(
-                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                if tensor.numel()
+                else b""
             )
     return state.hexdigest()
 

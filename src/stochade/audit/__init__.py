@@ -1,1 +1,9 @@
-"""To be filled."""
+"""Audit: findings with evidence, and the lowest accuracy found."""
+
+from stochade.audit.checks import CHECKS
+from stochade.audit.findings import Finding
+from stochade.audit.plan import EFFORTS, Effort
+from stochade.audit.result import Audit
+from stochade.audit.run import audit
+
+__all__ = ["CHECKS", "EFFORTS", "Audit", "Effort", "Finding", "audit"]

@@ -1,0 +1,158 @@
+"""The attacks of an audit: the authors' own, the baselines, what each substituted backward buys, and the curves."""
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from stochade.attacks import (
+    BIM,
+    FGSM,
+    PGD,
+    Attack,
+    Backprop,
+    Descent,
+    Evolution,
+    GaussianNoise,
+    RandomSearch,
+    UniformNoise,
+    margin,
+)
+from stochade.attacks.threats import Ball
+from stochade.errors import BudgetError
+from stochade.nn.discrete import discrete_layers
+
+OWN, OWN_AVERAGED, OWN_MARGIN = "pgd", "pgd averaged", "pgd margin"
+ONE_STEP, ITERATED = "fgsm", "bim"
+NOISE, GAUSSIAN, SEARCH, EVOLUTION = "uniform noise", "gaussian noise", "random search", "evolution"
+BACKWARD, FORWARD = "pgd backward=", "pgd forward="
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
+    and steps of the gradient-free attack, points of the random search."""
+
+    steps: int
+    draws: int
+    pairs: int
+    evolution_steps: int
+    samples: int
+
+
+EFFORTS = {
+    "quick": Effort(steps=10, draws=5, pairs=10, evolution_steps=10, samples=20),
+    "standard": Effort(steps=40, draws=20, pairs=25, evolution_steps=20, samples=100),
+    "thorough": Effort(steps=100, draws=50, pairs=100, evolution_steps=50, samples=1000),
+}
+
+
+def effort_of(name: str | Effort) -> Effort:
+    """An effort by name; BudgetError for an unknown one."""
+    if isinstance(name, Effort):
+        return name
+    if name not in EFFORTS:
+        raise BudgetError(f"an effort out of {', '.join(EFFORTS)}", repr(name))
+    return EFFORTS[name]
+
+
+def alternatives(model: object) -> tuple[list[str], list[str]]:
+    """Names of the substituted backwards and relaxed forwards that the model's layers declare."""
+    layers = discrete_layers(model).values() if isinstance(model, nn.Module) else []
+    backwards = sorted({name for layer in layers for name in layer.substitutes})
+    forwards = sorted({name for layer in layers for name in layer.relaxed})
+    return backwards, forwards
+
+
+def search_attacks(
+    model: object, threat: Ball, random: bool, differentiable: bool, effort: Effort
+) -> dict[str, Attack]:
+    """The first round: everything that could be the strongest attack, and the baselines it must beat."""
+    averaged = Backprop(effort.draws if random else 1)
+    table: dict[str, Attack] = {
+        NOISE: UniformNoise(threat),
+        GAUSSIAN: GaussianNoise(threat),
+        SEARCH: RandomSearch(threat, effort.samples),
+        EVOLUTION: PGD(
+            threat, effort.evolution_steps, gradient=Evolution(effort.pairs, _sigma(threat)), objective=margin
+        ),
+    }
+    if not differentiable:
+        return table
+    table = {
+        ONE_STEP: FGSM(threat),
+        ITERATED: BIM(threat, 10),
+        OWN: PGD(threat, effort.steps),
+        **({OWN_AVERAGED: PGD(threat, effort.steps, gradient=averaged)} if random else {}),
+        OWN_MARGIN: PGD(threat, effort.steps, gradient=averaged, objective=margin),
+        **table,
+    }
+    backwards, forwards = alternatives(model)
+    for name in backwards:
+        gradient = Backprop(averaged.draws, substitutes=name)
+        table[BACKWARD + name] = PGD(threat, effort.steps, gradient=gradient, objective=margin)
+    for name in forwards:
+        table[FORWARD + name] = PGD(threat, effort.steps, gradient=Backprop(1, relaxed=name), objective=margin)
+    return table
+
+
+def _sigma(threat: Ball) -> float:
+    """Search directions of about the size of the budget per pixel; below that, quantised layers see nothing."""
+    return min(0.1, max(0.01, threat.eps / 2)) if threat.name == "linf" else 0.05
+
+
+def budget_of_box(threat: Ball, pixels: int) -> float:
+    """The budget from which on the box alone limits the attacker."""
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}[threat.name]
+
+
+def budgets(threat: Ball, pixels: int) -> list[float]:
+    """Budgets for the curve: fractions and multiples of the threat's, up to the box."""
+    top = budget_of_box(threat, pixels)
+    values = [threat.eps * f for f in (0.25, 0.5, 1, 1.5, 2, 4)]
+    if threat.name == "l0":
+        values = [float(max(1, round(v))) for v in values]
+    return sorted({round(v, 10) for v in values if v < top} | {top})
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The second round: attacks by name, and which of them make up which curve."""
+
+    attacks: dict[str, Attack]
+    curves: dict[str, list[dict]]
+
+
+def curve_attacks(
+    best_name: str, best: Attack, own: Attack | None, threat: Ball, pixels: int, random: bool
+) -> Curves:
+    """Accuracy over budget (best attack found, and the model's own gradient), over steps and over draws."""
+    attacks: dict[str, Attack] = {}
+    curves: dict[str, list[dict]] = {"budget": [], "steps": [], "draws": []}
+
+    def add(curve: str, x: float, name: str, attack: Attack | None, series: str) -> None:
+        if attack is not None:
+            attacks[name] = attack
+        curves[curve].append({"x": x, "attack": name, "series": series})
+
+    for series, name, base in (("best attack found", best_name, best), ("own gradient", OWN_MARGIN, own)):
+        if not isinstance(base, Descent) or (series == "own gradient" and best_name == OWN_MARGIN):
+            continue
+        for eps in budgets(threat, pixels):
+            if eps == threat.eps:
+                add("budget", eps, name, None, series)
+            else:
+                sized = replace(base, threat=threat.resized(eps))
+                add("budget", eps, f"{name} eps={eps:.4g}", sized, series)
+    if isinstance(best, Descent):
+        for factor in (0.25, 0.5, 1, 2):
+            steps = max(1, round(best.steps * factor))
+            name = best_name if factor == 1 else f"{best_name} steps={steps}"
+            add("steps", steps, name, None if factor == 1 else replace(best, steps=steps), best_name)
+        if random and isinstance(best.gradient, Backprop) and best.gradient.relaxed is None:
+            most = best.gradient.draws
+            for draws in sorted({1, max(1, most // 4), most, 2 * most}):
+                name = best_name if draws == most else f"{best_name} draws={draws}"
+                changed = None if draws == most else replace(best, gradient=replace(best.gradient, draws=draws))
+                add("draws", draws, name, changed, best_name)
+    return Curves(attacks, curves)
