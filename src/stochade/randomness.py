@@ -153,7 +153,7 @@ def fingerprint() -> tuple:
     return (
         torch.get_rng_state().numpy().tobytes(),
         numpy_state[1].tobytes(),  # type: ignore[union-attr]
-        numpy_state[2],
+        numpy_state[2],  # type: ignore[index]
         random.getstate(),
         *accelerators,
     )
@@ -210,24 +210,64 @@ def untouched(model: object) -> Iterator[None]:
                 m._buffers[name] = buffer
                 _put_back(buffer, copy)
             for m, attributes in state:
-                for name in [k for k, v in m.__dict__.items() if k not in attributes and isinstance(v, Tensor)]:
+                for name in [k for k in m.__dict__ if k not in attributes and _kept(k, m.__dict__[k])]:
                     del m.__dict__[name]
                 for name, (value, copy) in attributes.items():
                     m.__dict__[name] = value
                     _put_back(value, copy)
 
 
-def _state(module: nn.Module) -> dict[str, tuple[object, Tensor | None]]:
-    """Plain attributes that stateful layers keep (membrane tensors, counters, None before the first call), each
-    with a copy of what a forward may overwrite in place."""
-    return {
-        name: (value, value.detach().clone() if isinstance(value, Tensor) else None)
-        for name, value in module.__dict__.items()
-        if not name.startswith("_") and (value is None or isinstance(value, Tensor | int | float))
-    }
+_TORCH_OWN = frozenset(nn.Module().__dict__)  # parameters, buffers, children and hooks have rules of their own
 
 
-def _put_back(value: object, copy: Tensor | None) -> None:
-    if isinstance(value, Tensor) and copy is not None:
-        with torch.no_grad():
-            value.copy_(copy)
+def _kept(name: str, value: object) -> bool:
+    """Whether an attribute may be state: tensors (not weights), numbers, None, and lists or dicts of such."""
+    if name in _TORCH_OWN or isinstance(value, nn.Parameter):
+        return False
+    if isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(item is None or isinstance(item, Tensor | int | float) for item in items) and not any(
+            isinstance(item, nn.Parameter) for item in items
+        )
+    return value is None or isinstance(value, Tensor | int | float)
+
+
+def _copied(value: object) -> object:
+    """What a forward may overwrite in place, apart from the object itself."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        return [(item, _copied(item)) for item in value]
+    if isinstance(value, dict):
+        return {key: (item, _copied(item)) for key, item in value.items()}
+    return None
+
+
+def _state(module: nn.Module) -> dict[str, tuple[object, object]]:
+    """Plain attributes that stateful layers keep (membrane tensors, counters, None before the first call, lists
+    and dicts of them), each with a copy."""
+    return {name: (value, _copied(value)) for name, value in module.__dict__.items() if _kept(name, value)}
+
+
+def _put_back(value: object, copy: object) -> None:
+    if isinstance(value, Tensor) and isinstance(copy, Tensor):
+        if not _same(value, copy):  # an untouched tensor is left alone: a caller's pending backward may need it
+            with torch.no_grad():
+                value.copy_(copy)
+    elif isinstance(value, list | tuple) and isinstance(copy, list):
+        if isinstance(value, list):
+            value[:] = [item for item, _ in copy]
+        for item, before in copy:
+            _put_back(item, before)
+    elif isinstance(value, dict) and isinstance(copy, dict):
+        for key in [key for key in value if key not in copy]:
+            del value[key]
+        for key, (item, before) in copy.items():
+            value[key] = item
+            _put_back(item, before)
+
+
+def _same(value: Tensor, copy: Tensor) -> bool:
+    if value.is_floating_point() or value.is_complex():
+        return value.shape == copy.shape and bool(((value == copy) | (value.isnan() & copy.isnan())).all())
+    return torch.equal(value, copy)

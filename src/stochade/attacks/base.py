@@ -83,7 +83,9 @@ class Attack:
         x, y, targets = x.detach(), y.long(), None if targets is None else targets.long()
         with untouched(model):  # its own block: what the probe leaves in a stateful model must not reach the search
             probe(model, x, y, targets, self.probabilities_allowed)
-        with untouched(model):
+        with torch.inference_mode(False), untouched(model):  # inference mode would hide every gradient
+            x, y = (t.clone() if t.is_inference() else t for t in (x, y))
+            targets = targets.clone() if targets is not None and targets.is_inference() else targets
             reseed(seed_for(seed, "model draws") if model_seed is None else model_seed)
             stream = Stream(seed_for(seed, "attack"), names.to(x.device))
             return self.search(model, x, y, targets, stream)
@@ -169,11 +171,19 @@ def check_model(model: object) -> None:
         raise ModelError("a callable: images -> logits", type(model).__name__, "pass an nn.Module or a function")
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            if module.training:
                 raise ModelError(
                     "batch norm in eval mode",
                     f"{name or type(module).__name__} in train mode, where every image changes every other's logits",
                     "call model.eval() first",
+                )
+            if module.running_mean is None:
+                raise ModelError(
+                    "batch norm with running statistics",
+                    f"{name or type(module).__name__} without, where every image changes every other's logits",
+                    "train it with track_running_stats=True",
                 )
         if model.training and any(isinstance(m, nn.modules.dropout._DropoutNd) for m in model.modules()):
             raise ModelError(

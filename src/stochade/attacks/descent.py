@@ -6,6 +6,7 @@ Attack = threat x objective x gradient x search; this file is the search. `FGSM`
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ class _State:
                 targets = None if targets is None else targets[stay]
                 velocity = None if velocity is None else velocity[stay]
                 stream = stream.subset(stay)
-            if velocity is not None:
+            if velocity is not None and a.momentum is not None:
                 scale = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
                 velocity = a.momentum * velocity + gradient / _wide(scale, gradient)
                 gradient = velocity
@@ -197,7 +198,7 @@ class _State:
         candidates = misses(logits, y, targets).all(0)
         if not bool(candidates.any()):
             return None
-        if self.watch.deterministic:
+        if self.watch.deterministic and self.watch.repeats(x[candidates], logits[-1][candidates]):
             return candidates
         free, needed = len(logits), draws_needed(self.looks + 1)
         if steps_left * (a.gradient.forwards + 2 * a.gradient.backwards) <= needed - free:
@@ -252,7 +253,8 @@ def _threat(threat: Threat | float) -> Threat:
 def FGSM(threat: Threat | float, **parts) -> Descent:
     """Fast gradient sign method, one step with the whole budget (Goodfellow et al. 2015; kubo2019, equation
     2.26), in the steepest direction of whatever norm the threat has. A number means Linf."""
-    return Descent(_threat(threat), steps=1, step_size=WHOLE, **{"keep": "last", "drop_fooled": False} | parts)
+    defaults: dict[str, Any] = {"keep": "last", "drop_fooled": False}
+    return Descent(_threat(threat), steps=1, step_size=WHOLE, **defaults | parts)
 
 
 def BIM(threat: Threat | float, steps: int = 10, **parts) -> Descent:
@@ -268,14 +270,16 @@ def ILL(threat: Threat | float, steps: int = 10, **parts) -> Descent:
 
 def PGD(threat: Threat | float, steps: int = 40, **parts) -> Descent:
     """Projected gradient descent with a random start (Madry et al. 2018), in any norm."""
-    return Descent(_threat(threat), steps=steps, **{"random_start": True} | parts)
+    defaults: dict[str, Any] = {"random_start": True}
+    return Descent(_threat(threat), steps=steps, **defaults | parts)
 
 
 def MIFGSM(threat: Threat | float, steps: int = 10, momentum: float = 1.0, **parts) -> Descent:
     """Momentum iterative FGSM (Dong et al. 2018): momentum 1, steps of budget / steps."""
     threat = _threat(threat)
     size = threat.size / steps if isinstance(steps, int) and steps > 0 and 0 < threat.size < 1e9 else None
-    return Descent(threat, steps=steps, momentum=momentum, **{"step_size": size} | parts)
+    defaults: dict[str, Any] = {"step_size": size}
+    return Descent(threat, steps=steps, momentum=momentum, **defaults | parts)
 
 
 def sweep(attack: Descent, budgets) -> dict[str, Descent]:

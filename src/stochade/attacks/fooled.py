@@ -34,7 +34,8 @@ class Watch:
     """Tells deterministic models from random ones while the attack runs.
 
     A known scope decides. An unknown model counts as deterministic while no forward moves the global
-    generators; from the first that does, it counts as random.
+    generators and points that fool it give the same logits again; from the first that does not, it counts as
+    random.
     """
 
     model: Model
@@ -52,6 +53,17 @@ class Watch:
     def __exit__(self, *_) -> None:
         if self._before is not None and fingerprint() != self._before:
             self.deterministic = False
+
+    @torch.no_grad()
+    def repeats(self, x: Tensor, logits: Tensor) -> bool:
+        """Whether the model is deterministic as far as one more forward can tell: an unknown one may have a
+        generator of its own, or state. `logits` [n, K] are those it gave at x."""
+        if self.deterministic and self.scope == "unknown":
+            with self:
+                again = check_logits(self.model(x), len(x))
+            if not torch.allclose(again, logits, rtol=1e-3, atol=1e-5):
+                self.deterministic = False
+        return self.deterministic
 
 
 @torch.no_grad()

@@ -120,6 +120,8 @@ class RandomSearch(Attack):
             found[rows[better]], best[rows[better]] = point[better], value[better]
             if watch.deterministic:
                 fooled = misses(logits, y[rows], goal).all(0)
+                if bool(fooled.any()) and not watch.repeats(point[fooled], logits[-1][fooled]):
+                    continue
                 found[rows[fooled]], best[rows[fooled]] = point[fooled], value[fooled]
                 rows, stream = rows[~fooled], stream.subset(~fooled)
                 if not len(rows):
