@@ -169,8 +169,8 @@ def as_floats(pixels: np.ndarray) -> np.ndarray:
     """A float32 copy: bytes divided by 255 with one IEEE rounding (a multiplication by 1/255 would differ in
     the last bit for some bytes); floats as they are."""
     if pixels.dtype == np.uint8:
-        return np.divide(pixels, np.float32(255), dtype=np.float32)
-    return np.array(pixels, dtype=np.float32)
+        return np.divide(pixels, np.float32(255), dtype=np.float32, order="C")
+    return np.array(pixels, dtype=np.float32, order="C")
 
 
 def shuffled(n: int, seed: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Fitting a user's model to the images and labels of a data set."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -115,9 +116,9 @@ def _numbers(what: str, values: "float | Sequence[float]") -> list[float]:
 
 
 def _outputs(label: int, entry: "int | Sequence[int]") -> list[int]:
-    group = [entry] if isinstance(entry, int) else list(entry)
-    if not group or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in group):
+    group = list(entry) if isinstance(entry, Iterable) else [entry]
+    if not group or any(isinstance(i, bool) or not isinstance(i, Integral) or int(i) < 0 for i in group):
         raise DataError(
             f"classes[{label}]: an output of the model (0, 1, ...) or a list of them, not empty", f"{entry!r}"
         )
-    return group
+    return [int(i) for i in group]
