@@ -1,0 +1,1 @@
+"""Stands in for visdom, which adv-lib imports for its optional plots only; nothing here is ever called."""
