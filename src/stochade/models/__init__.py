@@ -1,1 +1,21 @@
-"""To be filled."""
+"""Image classifiers built from the layers of `stochade.nn`. `stochade.registry` builds them by name."""
+
+from stochade.models.encoded import Encoded, FrameMean, rate_coded
+from stochade.models.gated import GatedConv2d, GatedNet, GateModule
+from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
+from stochade.models.plain import CNN1, CNN2, MLP
+
+__all__ = [
+    "CNN1",
+    "CNN2",
+    "KWTACNN",
+    "MLP",
+    "Encoded",
+    "FrameMean",
+    "GateModule",
+    "GatedConv2d",
+    "GatedNet",
+    "MaskedCNN",
+    "NoisyInput",
+    "rate_coded",
+]

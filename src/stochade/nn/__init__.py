@@ -1,1 +1,33 @@
-"""To be filled."""
+"""Layers whose defence is randomness or discreteness, and the surrogates that see through them."""
+
+from stochade.nn import surrogates
+from stochade.nn.binary import DeterministicBinary, Sign, StochasticBinary, slope_annealing
+from stochade.nn.competition import KWTA, winners
+from stochade.nn.discrete import Discrete, Surrogate, backward_as, discrete_layers, forward_as, scope_of
+from stochade.nn.encoders import BernoulliRate, repeat_over_time
+from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_per_example, linear_per_example
+from stochade.nn.noise import GaussianNoise
+
+__all__ = [
+    "KWTA",
+    "BernoulliRate",
+    "DeterministicBinary",
+    "Discrete",
+    "GaussianNoise",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "RandomMask",
+    "Sign",
+    "StochasticBinary",
+    "Surrogate",
+    "backward_as",
+    "conv2d_per_example",
+    "discrete_layers",
+    "forward_as",
+    "linear_per_example",
+    "repeat_over_time",
+    "scope_of",
+    "slope_annealing",
+    "surrogates",
+    "winners",
+]

@@ -8,7 +8,7 @@ the forward (`forward_as`) for the length of a `with` block; training is not aff
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ def scope_of(model: object) -> Scope:
     return max(scopes, key=_ORDER.__getitem__, default="none")
 
 
-def _declared(module: nn.Module) -> str | None:
+def _declared(module: nn.Module) -> Any:
     value = getattr(module, "scope", None)
     return value if value in (*_ORDER, "composite") else None
 
@@ -229,7 +229,7 @@ def _own_scope(module: nn.Module) -> Scope:
     if declared == "composite":  # random only through its children
         return "none"
     if declared is not None:
-        return declared  # type: ignore[return-value]
+        return declared
     if not type(module).__module__.startswith("torch.nn.") or module._forward_hooks or module._forward_pre_hooks:
         return "unknown"  # foreign code, or foreign code hooked onto a known layer
     if isinstance(module, _RANDOM_WHEN_TRAINING):

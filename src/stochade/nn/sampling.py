@@ -1,0 +1,19 @@
+"""Draws from torch's default generator of the tensor's device, exact also in half precision."""
+
+import torch
+from torch import Tensor
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) shaped like `x`.
+
+    Half types are drawn in float32: bfloat16 knows 256 uniform values, so a unit of probability 0.001 would
+    fire four times too often.
+    """
+    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.rand(x.shape, dtype=wide, device=x.device)
+
+
+def bernoulli(p: Tensor) -> Tensor:
+    """1 with probability `p`, else 0, in the type of `p`: 1[u < p], so p = 0 never fires and p = 1 always does."""
+    return (uniform_like(p) < p).to(p.dtype)

@@ -1,0 +1,118 @@
+"""Models by name. Every model built here carries a description from which it can be built again.
+
+Adding a model is one line in `MODELS`.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from stochade.errors import UsageError
+from stochade.models.encoded import rate_coded
+from stochade.models.gated import GatedNet
+from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
+from stochade.models.plain import CNN1, CNN2, MLP
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered model: `build(input_shape, classes, **options)`, with `fixed` options that the name implies."""
+
+    build: Callable[..., nn.Module]
+    description: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """The options a caller may set, with their defaults."""
+        parameters = inspect.signature(self.build).parameters
+        return {
+            name: parameter.default
+            for name, parameter in parameters.items()
+            if name not in ("input_shape", "classes", *self.fixed)
+        }
+
+
+def _noisy_cnn(input_shape: Sequence[int], classes: int, sigma: float = 0.25, scope: str = "example") -> nn.Module:
+    return NoisyInput(CNN2(input_shape, classes), sigma, scope)  # type: ignore[arg-type]
+
+
+def _rate_cnn(input_shape: Sequence[int], classes: int, steps: int = 8, hidden: int = 100) -> nn.Module:
+    return rate_coded(CNN1(input_shape, classes, hidden), steps)
+
+
+_RELU = {"activation": "relu", "backward": "soft"}
+_STOCHASTIC, _DETERMINISTIC = {"activation": "stochastic"}, {"activation": "deterministic"}
+
+MODELS: dict[str, Entry] = {
+    "mlp": Entry(MLP, "dense 100, ReLU", _RELU),
+    "mlp-stochastic": Entry(MLP, "dense 100, stochastic binary units", _STOCHASTIC),
+    "mlp-deterministic": Entry(MLP, "dense 100, rounded binary units", _DETERMINISTIC),
+    "1cnn": Entry(CNN1, "one convolution, dense 100, ReLU", _RELU),
+    "1cnn-stochastic": Entry(CNN1, "one convolution, dense 100 of stochastic binary units", _STOCHASTIC),
+    "1cnn-deterministic": Entry(CNN1, "one convolution, dense 100 of rounded binary units", _DETERMINISTIC),
+    "2cnn": Entry(CNN2, "two convolutions, dense 100, ReLU", _RELU),
+    "2cnn-stochastic": Entry(CNN2, "two convolutions, dense 100 of stochastic binary units", _STOCHASTIC),
+    "2cnn-deterministic": Entry(CNN2, "two convolutions, dense 100 of rounded binary units", _DETERMINISTIC),
+    "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
+    "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
+    "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
+    "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
+    "rate-cnn": Entry(_rate_cnn, "one convolution on Bernoulli rate codes, logits averaged over time"),
+}
+
+
+def build(name: str, input_shape: Sequence[int] = (1, 8, 8), classes: int = 10, **options: Any) -> nn.Module:
+    """The model of that name, freshly initialised from the global generator, with `model.description` set.
+
+    Args:
+        name: a key of `MODELS`.
+        input_shape: (channels, height, width) of the images.
+        classes: number of logits.
+        options: of the model, see `MODELS[name].options()`.
+
+    Raises:
+        UsageError: an unknown name or option, or an option that JSON cannot hold.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError("a registered model", repr(name), f"{hint}registered: {', '.join(MODELS)}")
+    entry = MODELS[name]
+    known = entry.options()
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UsageError(f"an option of {name!r}", repr(option), f"{hint}options: {', '.join(known) or 'none'}")
+    shape = tuple(int(size) for size in input_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise UsageError("an input shape (channels, height, width)", repr(tuple(input_shape)))
+    if classes < 2:
+        raise UsageError("at least two classes", repr(classes))
+    # Defaults are written out too, so that a checkpoint outlives a change of default.
+    resolved = {**known, **options}
+    description = {"model": name, "input_shape": list(shape), "classes": int(classes), "options": resolved}
+    try:
+        description = json.loads(json.dumps(description, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UsageError("options that JSON can hold", f"{options!r} ({error})") from None
+    model = entry.build(shape, int(classes), **resolved, **entry.fixed)
+    model.__dict__["description"] = description
+    return model
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The freshly initialised model that a `model.description` tells of.
+
+    Raises:
+        UsageError: a description that names no registered model or unknown options.
+    """
+    missing = [key for key in ("model", "input_shape", "classes", "options") if key not in description]
+    if missing:
+        raise UsageError("a description with model, input_shape, classes and options", f"one without {missing}")
+    return build(description["model"], description["input_shape"], description["classes"], **description["options"])
