@@ -1,3 +1,50 @@
-"""Stochade: build, attack, certify and audit classifiers whose defence is randomness or discreteness."""
+"""Stochade: build, attack, certify and audit classifiers whose defence is randomness or discreteness.
+
+>>> import stochade
+>>> result = stochade.audit(model, images, labels, stochade.Linf(8 / 255))
+>>> print(result.claimed, result.found)
+"""
+
+from stochade.attacks import (
+    BIM,
+    FGSM,
+    ILL,
+    L0,
+    L1,
+    L2,
+    MIFGSM,
+    PGD,
+    Attack,
+    Attempt,
+    Backprop,
+    Custom,
+    Descent,
+    Evolution,
+    FromProbabilities,
+    GaussianNoise,
+    Linf,
+    RandomSearch,
+    UniformNoise,
+    cross_entropy,
+    dlr,
+    keep_dropout,
+    kubo2019_bim,
+    margin,
+    sweep,
+)
+from stochade.audit import Audit, Finding, audit
+from stochade.data import ClassMap, Images, Normalized
+from stochade.errors import StochadeError
+from stochade.evaluate import Estimate, Records, compare_runs, evaluate
+from stochade.nn import Discrete, Surrogate, backward_as, forward_as, scope_of
+from stochade.randomness import FrozenNoise
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BIM", "FGSM", "ILL", "L0", "L1", "L2", "MIFGSM", "PGD", "Attack", "Attempt", "Audit", "Backprop", "ClassMap",
+    "Custom", "Descent", "Discrete", "Estimate", "Evolution", "Finding", "FromProbabilities", "FrozenNoise",
+    "GaussianNoise", "Images", "Linf", "Normalized", "RandomSearch", "Records", "StochadeError", "Surrogate",
+    "UniformNoise", "audit", "backward_as", "compare_runs", "cross_entropy", "dlr", "evaluate", "forward_as",
+    "keep_dropout", "kubo2019_bim", "margin", "scope_of", "sweep",
+]  # fmt: skip

@@ -1,0 +1,94 @@
+"""What several commands share: options of a run, data, threats, attacks by name."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stochade.errors import BudgetError, UsageError
+
+
+@dataclass
+class RunOptions:
+    """Options that every command with a model takes."""
+
+    seed: int = 0
+    """Everything random follows from it."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    workers: int = 0
+    """Worker processes; 0 runs in this one."""
+    chunk: int = 100
+    """Examples per unit of work; part of the results' identity."""
+    draws: int = 20
+    """Scoring draws of the model per example."""
+    dry_run: bool = False
+    """Only say what it would cost."""
+    quiet: bool = False
+    """No progress."""
+
+
+@dataclass
+class DataOptions:
+    """Which images."""
+
+    data: str | None = None
+    """digits, a data folder (parquet, class folders), an .npz file, or a name such as mnist. Default: the
+    target's own."""
+    split: str = "test"
+    """train, validation or test."""
+    examples: int = 200
+    """How many images, a seeded subset; 0 takes all."""
+    download: bool = False
+    """Allow a download by name (needs stochade[download])."""
+
+
+def check_device(device: str) -> None:
+    """UsageError for a device that this machine does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).split("\n")[0]
+        raise UsageError(
+            "a device of this machine", f"{device!r} ({reason})", "`stochade doctor` lists them"
+        ) from None
+
+
+def check_format(name: str) -> None:
+    """UsageError for a table format that does not exist."""
+    from stochade.report.tables import FORMATS
+
+    if name not in FORMATS:
+        raise UsageError(f"a format out of {', '.join(FORMATS)}", repr(name))
+
+
+def load_images(options: DataOptions, own: Any, seed: int) -> tuple[Any, Any, dict]:
+    """(images, labels, facts for the records)."""
+    if options.examples < 0:
+        raise BudgetError("--examples >= 0", str(options.examples), "0 takes all")
+    if options.data is None and isinstance(own, tuple):
+        images, labels = own
+        if options.examples:
+            images, labels = images[: options.examples], labels[: options.examples]
+        return images, labels, {"data": "generated with the model"}
+    source = options.data or own
+    if source is None:
+        raise UsageError("--data for a model of your own", "none", "e.g. --data digits, --data mnist, --data folder/")
+    from stochade import data
+
+    found = data.load(source, options.split, download=options.download, progress=sys.stderr.isatty())
+    if options.examples and options.examples < len(found):
+        found = found.take(options.examples, seed=seed)
+    facts = {"data": found.note or found.name, "split": options.split, "of": str(Path(source).name)}
+    return found, None, facts
+
+
+def print_cost(cost: dict, examples: int) -> None:
+    """The answer of --dry-run."""
+    minutes = cost["seconds"] / 60
+    print(
+        f"{examples} examples x ({cost['forwards']} forwards + {cost['backwards']} backwards), "
+        f"about {minutes:.1f} minutes in one process at most; fooled examples leave earlier"
+    )

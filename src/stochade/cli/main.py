@@ -1,0 +1,102 @@
+"""Entry point: parse, run, turn a user's mistake into one line and exit status 2."""
+
+import contextlib
+import difflib
+import inspect
+import io
+import os
+import sys
+import textwrap
+
+from stochade.errors import StochadeError, UsageError
+
+DESCRIPTION = """Build, attack and audit classifiers whose defence is randomness or discreteness.
+
+Start with:  stochade audit digits-gated --out runs/demo
+"""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 2 on misuse, 130 when interrupted."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        command = _parse(arguments)
+        command.run()
+    except StochadeError as problem:
+        print(f"stochade: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stochade: interrupted; the same command with the same --out goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `stochade ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _parse(arguments: list[str]):
+    """The command as a filled-in dataclass; exits with the help, or with one line and status 2."""
+    import tyro
+
+    from stochade.cli.commands import COMMANDS
+
+    name = arguments[0] if arguments else ""
+    if name in ("-h", "--help", "help"):
+        print(_overview(COMMANDS))
+        raise SystemExit(0)
+    if name == "--version":
+        from stochade import __version__
+
+        print(__version__)
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}; see stochade --help"
+        raise UsageError("a command", repr(name) if name else "none", hint)
+    about, _, examples = inspect.cleandoc(COMMANDS[name].__doc__ or "").partition("\n\nExamples:\n\n")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                COMMANDS[name],
+                args=arguments[1:],
+                prog=f"stochade {name}",
+                description=" ".join(about.split()),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            lines = [f"  {line}" for line in examples.splitlines() if line]
+            print("\n".join(["examples:", *lines]))
+            raise
+        print(f"stochade: {_one_line(told.getvalue())}; see stochade {name} --help", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _overview(commands: dict) -> str:
+    """The help of `stochade` itself."""
+    lines = [
+        "usage: stochade COMMAND [OPTIONS]   (stochade COMMAND --help shows options and examples)",
+        "",
+        DESCRIPTION,
+    ]
+    for name, command in commands.items():
+        text = " ".join(inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].split())
+        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:8}", subsequent_indent=" " * 10)
+    return "\n".join(lines)
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed explanation as one line: its first part, and what it thinks was meant."""
+    parts: list[list[str]] = [[]]
+    for line in (raw.strip(" │╭╮╰╯─") for raw in box.splitlines()):
+        if line:
+            parts[-1].append(line)
+        elif parts[-1]:
+            parts.append([])
+    parts = [part for part in parts if part] or [["these arguments do not fit"]]
+    first = parts[0][1:] if len(parts[0]) > 1 else parts[0]  # without the title of the box
+    text = " ".join(first)
+    for part in parts[1:]:
+        if part[0].startswith("Perhaps you meant") and len(part) > 1:
+            text += f"; perhaps you meant {part[1].split(' {')[0]}"
+    return text

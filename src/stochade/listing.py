@@ -1,0 +1,74 @@
+"""What `stochade ls` and `stochade doctor` print."""
+
+import importlib.util
+import os
+import platform
+
+
+def _first_line(thing: object) -> str:
+    return (getattr(thing, "__doc__", "") or "").strip().split("\n")[0]
+
+
+def listing() -> dict[str, dict[str, str]]:
+    """Every attack, model, defence, certificate and recipe by the name that the command line takes."""
+    from stochade import nn as layers
+    from stochade.attacks.objectives import OBJECTIVES
+    from stochade.attacks.registry import ATTACKS
+    from stochade.attacks.threats import THREATS
+    from stochade.audit import CHECKS, EFFORTS
+    from stochade.data import KNOWN as KNOWN_DATA
+    from stochade.models.known_answer import KNOWN
+    from stochade.registry import MODELS
+    from stochade.targets import BUILT_IN
+
+    targets = {n: f"{b.description} ({b.data}, {b.threat})" for n, b in BUILT_IN.items()}
+    known = {f"known:{n}": _first_line(case) for n, case in KNOWN.items()}
+    defences = {
+        name: _first_line(getattr(layers, name))
+        for name in layers.__all__
+        if isinstance(getattr(layers, name), type) and issubclass(getattr(layers, name), layers.Discrete)
+    }
+    return {
+        "targets": targets | known,
+        "models": {name: entry.description for name, entry in MODELS.items()},
+        "defences": defences,
+        "attacks": {name: description for name, (_, description) in ATTACKS.items()},
+        "threats": {name: _first_line(cls) for name, cls in THREATS.items()},
+        "objectives": {name: _first_line(f) for name, f in OBJECTIVES.items()},
+        "efforts": {name: str(e) for name, e in EFFORTS.items()},
+        "checks": {name: _first_line(check) for name, check in CHECKS.items()},
+        "certificates": {},
+        "recipes": {},
+        "data": {"digits": "scikit-learn digits, 8x8, bundled"}
+        | dict.fromkeys(KNOWN_DATA, "download by name (stochade[download])"),
+    }
+
+
+def doctor() -> dict[str, str]:
+    """Versions, devices and data of this machine."""
+    import torch
+
+    from stochade import __version__
+    from stochade.describe import processor
+    from stochade.targets import cache_folder
+
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    facts = {
+        "stochade": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+        "devices": ", ".join(devices),
+        "cache": str(cache_folder()),
+        "data digits": "bundled",
+    }
+    where = os.environ.get("STOCHADE_DATA")
+    found = sorted(e.name for e in os.scandir(where) if e.is_dir()) if where and os.path.isdir(where) else []
+    facts["data by STOCHADE_DATA"] = f"{where}: {', '.join(found) or 'nothing'}" if where else "not set"
+    for package, use in (("huggingface_hub", "downloads"), ("pyarrow", "records"), ("plotly", "reports")):
+        facts[package] = f"found ({use})" if importlib.util.find_spec(package) else f"missing ({use})"
+    return facts
