@@ -283,14 +283,14 @@ def test_kill_and_two_processes_at_once_do_no_harm(tmp_path, own_cache):
     pixels = a_set(tmp_path / "s", n=600)
     stuck = run(
         """
-        import sys, time
+        import os, sys, time
         import stochade.data.decode as decode
         from stochade.data import load
         real, count = decode.decode_image, []
         def slow(*args):
             count.append(1)
             if len(count) > 400:
-                print("half way", flush=True)
+                os.write(1, b"!")  # one byte from each thread
                 time.sleep(60)
             return real(*args)
         decode.decode_image = slow
@@ -299,7 +299,7 @@ def test_kill_and_two_processes_at_once_do_no_harm(tmp_path, own_cache):
         tmp_path / "s",
     )
     assert stuck.stdout is not None
-    assert stuck.stdout.readline() == "half way\n"
+    assert stuck.stdout.read(1) == "!"
     stuck.send_signal(signal.SIGKILL)
     stuck.wait()
     stuck.stdout.close()

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from stochade.errors import DataError
 
 _KEYS = (("{0}_images", "{0}_labels"), ("x_{0}", "y_{0}"))
 _WORDS = ("train", "validation", "valid", "val", "test")
+# what zipfile, zlib and NumPy raise for damaged files (encrypted members are a RuntimeError)
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 _LAYOUT = "save 'images' and 'labels', or 'train_images', 'train_labels', 'test_images', 'test_labels'"
 
 
@@ -56,8 +59,8 @@ class ArrayFiles:
         path, image_key, label_key = places[split]
         labels = checked_labels(_array(path, label_key), what=f"{label_key!r} in {path.name}")
         pixels = channels_first(_array(path, image_key), f"{image_key!r} in {path.name}")
-        others = [_array(p, key) for p, _, key in places.values()]
-        in_use = max(int(y.max(initial=-1)) for y in others if np.issubdtype(y.dtype, np.integer)) + 1
+        others = [labels, *(_array(p, key) for p, _, key in places.values())]
+        in_use = max((int(y.max()) for y in others if y.size and y.dtype.kind in "iu"), default=-1) + 1
         return Images(pixels, labels, self.name, None, self.title, split, in_use)
 
     def _places(self) -> dict[str, tuple[Path, str, str]]:
@@ -97,9 +100,10 @@ def channels_first(images: np.ndarray, what: str) -> np.ndarray:
 
 def _places_in(path: Path) -> dict[str, tuple[Path, str, str]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = list(file.keys()) if isinstance(file, np.lib.npyio.NpzFile) else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+        with path.open("rb") as file:  # numpy leaves a file that it cannot read open when it opens it itself
+            content = np.load(file, allow_pickle=False)
+            keys = list(content.keys()) if isinstance(content, np.lib.npyio.NpzFile) else None
+    except _UNREADABLE as problem:
         raise DataError(".npz files written by numpy.savez", f"{path}: {problem}", "write it again") from problem
     if keys is None:
         raise DataError(".npz files written by numpy.savez", f"{path}: a single array", _LAYOUT)
@@ -120,6 +124,6 @@ def _array(path: Path, key: str) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as file:
             return file[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+    except _UNREADABLE as problem:
         hint = "save plain arrays of numbers: objects are never unpickled"
         raise DataError(f"a plain array {key!r} in {path.name}", f"{problem}", hint) from problem

@@ -143,7 +143,7 @@ class _Shard:
                 self._footer = _footer_digest(file)
             with pq.ParquetFile(path) as file:
                 self.schema, self.rows = file.schema_arrow, file.metadata.num_rows
-        except (pa.ArrowException, OSError) as problem:
+        except (pa.ArrowException, OSError, ValueError) as problem:
             raise _unreadable(path, problem) from problem
         self.image = self._column("image", image, _IMAGE_COLUMNS)
         self.label = self._column("label", label, _LABEL_COLUMNS)
@@ -185,7 +185,7 @@ class _Shard:
         try:
             with pq.ParquetFile(self.path) as file:
                 column = file.read(columns=[self.label]).column(0)
-        except (pa.ArrowException, OSError) as problem:
+        except (pa.ArrowException, OSError, ValueError) as problem:
             raise _unreadable(self.path, problem) from problem
         if column.null_count:
             raise DataError(
@@ -244,7 +244,9 @@ def _chunks(shards: list[_Shard]) -> Iterator[Chunk]:
                     if len(column):
                         yield Chunk(column.to_pylist(), lambda i, s=start, n=shard.path.name: f"{n}, row {s + i}")
                     start += len(batch)
-        except (pa.ArrowException, OSError) as problem:
+        except DataError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as problem:
             raise _unreadable(shard.path, problem) from problem
 
 
