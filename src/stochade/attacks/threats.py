@@ -159,10 +159,12 @@ class L2(Ball):
         return _like((self.eps / length).clamp(max=1), delta)
 
     def start(self, x0, generator):
-        """Uniform in the ball, then projected onto the box."""
+        """Uniform in the ball, then projected onto the box; uniform in a box that the ball holds entirely."""
         shape = x0.shape[1:]
+        if self.eps >= math.prod(shape) ** 0.5:
+            return generator.uniform(shape, x0.dtype)
         direction = generator.normal(shape, x0.dtype)
-        radius = generator.uniform((), x0.dtype) ** (1 / max(math.prod(shape), 1)) * min(self.eps, 1e6)
+        radius = generator.uniform((), x0.dtype) ** (1 / max(math.prod(shape), 1)) * self.eps
         unit = direction / _like(_rows(direction).norm(dim=1).clamp_min(1e-30), x0)
         return self.project(x0 + unit * _like(radius, x0), x0)
 
@@ -224,11 +226,14 @@ class L1(Ball):
         return (_rows(x0) + out).clamp_(0, 1).view_as(x)
 
     def start(self, x0, generator):
-        """Uniform in the ball (exponential spacings with random signs), then projected onto the box."""
+        """Uniform in the ball (exponential spacings with random signs), then projected onto the box; uniform in a
+        box that the ball holds entirely."""
         shape = x0.shape[1:]
         count = math.prod(shape)
+        if self.eps >= count:
+            return generator.uniform(shape, x0.dtype)
         parts = generator.exponential((count + 1,), x0.dtype)
-        parts = parts / parts.sum(1, keepdim=True) * min(self.eps, 1e6)
+        parts = parts / parts.sum(1, keepdim=True) * self.eps
         return self.project(x0 + parts[:, :count].view_as(x0) * generator.signs(shape, x0.dtype), x0)
 
     def distance(self, x, x0):
