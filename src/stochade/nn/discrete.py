@@ -194,7 +194,7 @@ def as_module(model: Callable[[Tensor], Tensor]) -> nn.Module:
     return model if isinstance(model, nn.Module) else Foreign(model)
 
 
-_ORDER = {"none": 0, "example": 1, "call": 2, "unknown": 3}
+_ORDER: dict[Scope, int] = {"none": 0, "example": 1, "call": 2, "unknown": 3}
 _RANDOM_WHEN_TRAINING = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _DROPOUT_RATE = (nn.RNNBase, nn.MultiheadAttention)
 
@@ -212,11 +212,11 @@ def scope_of(model: object) -> Scope:
         isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
     ):
         return "call"
-    scopes = [_own_scope(module) for module in model.modules()]
+    scopes: list[Scope] = [_own_scope(module) for module in model.modules()]
     declared = _declared(model)
     if declared is not None and declared != "composite":
         return declared  # the author of the outermost module answers for all of it
-    return max(scopes, key=_ORDER.__getitem__, default="none")
+    return max(scopes, key=lambda scope: _ORDER[scope])  # never empty: a module is among its own modules
 
 
 def _declared(module: nn.Module) -> Any:
