@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracles
 from stochade.attacks import L0, L1, L2, Linf, parse_threat
 from stochade.errors import BudgetError
 from stochade.randomness import Stream
@@ -209,8 +209,14 @@ def test_l0_needs_a_whole_number():
 
 @pytest.mark.parametrize(
     ("text", "threat"),
-    [("linf=0.3", Linf(0.3)), ("linf 8/255", Linf(8 / 255)), ("L2:1.5", L2(1.5)), ("l0=10", L0(10)), ("l1 inf", L1(math.inf))],
-)  # fmt: skip
+    [
+        ("linf=0.3", Linf(0.3)),
+        ("linf 8/255", Linf(8 / 255)),
+        ("L2:1.5", L2(1.5)),
+        ("l0=10", L0(10)),
+        ("l1 inf", L1(math.inf)),
+    ],
+)
 def test_parse_threat(text, threat):
     assert parse_threat(text) == threat
 
