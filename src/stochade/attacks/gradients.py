@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stochade.attacks.objectives import Objective
-from stochade.errors import BudgetError, GradientError, LogitsError, ModelError
+from stochade.errors import BudgetError, GradientError, LogitsError
 from stochade.nn.discrete import Surrogate, backward_as, forward_as, scope_of
 from stochade.randomness import Stream
 
@@ -170,16 +170,7 @@ def _differentiate(total: Tensor, leaf: Tensor) -> Tensor:
             "a graph that never reaches them (detached, or under no_grad)",
             "declare a surrogate backward (nn.Discrete), or attack with gradient=Evolution()",
         )
-    try:
-        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    except RuntimeError as problem:
-        if "backward through the graph a second time" not in str(problem):
-            raise
-        raise ModelError(
-            "a model whose calls do not depend on each other",
-            "a graph that reaches back into an earlier call (state kept between calls)",
-            "reset the state at the start of forward",
-        ) from problem
+    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:
         raise GradientError(
             "logits that depend on the images by autograd",
