@@ -298,11 +298,10 @@ def test_kill_and_two_processes_at_once_do_no_harm(tmp_path, own_cache):
         """,
         tmp_path / "s",
     )
-    assert stuck.stdout is not None
-    assert stuck.stdout.read(1) == "!"
-    stuck.send_signal(signal.SIGKILL)
-    stuck.wait()
-    stuck.stdout.close()
+    with stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.read(1) == "!"
+        stuck.send_signal(signal.SIGKILL)
     assert len(list(own_cache.rglob("*.tmp"))) == 1
 
     both = [

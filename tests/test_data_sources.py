@@ -383,6 +383,17 @@ def test_the_data_directory_comes_first(hub, tmp_path, monkeypatch):
         load("cifar10", "validation")
 
 
+def test_own_copies_keep_their_validation_split_and_imagenet_is_tested_on_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("STOCHADE_DATA", str(tmp_path))
+    for name in ("fashion_mnist", "imagenet-1k"):
+        for seed, split in enumerate(("train", "validation", "test")):
+            shard(tmp_path / name / "data" / f"{split}-00000-of-00001.parquet", 10 + seed, seed=seed)
+    for source in ("fashion-mnist", tmp_path / "fashion_mnist"):  # a folder found under another spelling
+        assert [len(load(source, s)) for s in ("train", "validation", "test")] == [10, 11, 12]
+    for source in ("imagenet-1k", tmp_path / "imagenet-1k"):
+        assert [len(load(source, s)) for s in ("train", "validation", "test")] == [9, 1, 11]
+
+
 def test_single_splits_are_named(tmp_path):
     shard(tmp_path / "a" / "train.parquet")
     with pytest.raises(DataError, match="only the split 'train' \\(and 'validation', which is cut from train\\)"):

@@ -6,13 +6,14 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from stochade.data.arrays import ArrayFiles
 from stochade.data.digits import SPLITS as _DIGIT_SPLITS
 from stochade.data.digits import load_digits
-from stochade.data.download import KNOWN, fetch, home_of, is_here, known_name, not_here
+from stochade.data.download import KNOWN, Known, fetch, home_of, is_here, known_name, not_here
 from stochade.data.folders import ClassFolders
 from stochade.data.images import Images, Rows
 from stochade.data.parquet import ParquetFolder, has_parquet
@@ -69,8 +70,7 @@ def load(
         raise _unknown(text)
     found = _source_at(path)
     known = KNOWN.get(known_name(path.name) or "") if isinstance(found, ParquetFolder) else None
-    roles = known.splits if known and set(known.splits.values()) <= set(found.splits()) else None
-    return read_split(found, split, str(path), roles=roles, **options)
+    return read_split(found, split, str(path), roles=_roles(known, found), **options)
 
 
 def _load_known(name: str, split: str, download: bool, options: dict) -> Images:
@@ -79,13 +79,13 @@ def _load_known(name: str, split: str, download: bool, options: dict) -> Images:
     if split not in ("train", "validation", "test"):
         raise DataError(f"a split of {known.title}: train, validation, test", repr(split))
     if os.environ.get("STOCHADE_DATA"):
-        own = Path(os.environ["STOCHADE_DATA"]).expanduser() / name
+        own = _own(Path(os.environ["STOCHADE_DATA"]).expanduser(), name)
         looked.append(own)
         for folder in (own, own / known.folder):
             if folder.is_dir() and has_parquet(folder):
                 source = _parquet(folder, name)
-                roles = known.splits if word in source.splits() else None
-                return read_split(source, split, f"{known.title} in {folder}", roles=roles, **options)
+                where = f"{known.title} in {folder}"
+                return read_split(source, split, where, roles=_roles(known, source), **options)
         if own.exists():
             return read_split(_source_at(own, name), split, f"{known.title} in {own}", **options)
     looked.append(home_of(name, options["cache"]))
@@ -94,6 +94,18 @@ def _load_known(name: str, split: str, download: bool, options: dict) -> Images:
     folder = fetch(name, word, options["cache"])
     source = replace(_parquet(folder, name), image=known.image, label=known.label)
     return read_split(source, split, known.title, roles=known.splits, **options)
+
+
+def _own(data: Path, name: str) -> Path:
+    """The caller's folder for a known set, also when it is spelled otherwise (fashion_mnist)."""
+    folders = sorted(data.iterdir()) if data.is_dir() else []
+    return next((p for p in (data / name, *folders) if p.is_dir() and known_name(p.name) == name), data / name)
+
+
+def _roles(known: "Known | None", source: Source) -> "Mapping[str, str] | None":
+    """The table's roles where the set is tested on its validation split: a test split has no labels there."""
+    word = known.splits["test"] if known else "test"
+    return known.splits if known and word != "test" and word in source.splits() else None
 
 
 def _parquet(path: Path, name: str) -> ParquetFolder:
