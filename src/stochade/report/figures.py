@@ -9,8 +9,12 @@ from stochade.evaluate.intervals import Estimate
 from stochade.evaluate.records import CLEAN, KINDS
 from stochade.report.rows import is_random, number, threat_text
 
-SYMBOLS = {"single": "circle", "vote": "square", "all": "triangle-up"}
-DASHES = {"single": "solid", "vote": "dash", "all": "dot"}
+_STYLES = (  # colour on the page, marker, line: told apart without colour too
+    ("single", "circle", "solid"),
+    ("vote", "square", "dash"),
+    ("all", "triangle-up", "dot"),
+    ("published", "x", "dashdot"),
+)
 MEANING = {"single": "single prediction", "vote": "majority vote", "all": "right in every draw"}
 BINS = 30
 
@@ -24,6 +28,7 @@ class Figure:
         data, layout: plotly.js traces and layout; colours are left to the page, which knows light from dark
             and looks up each trace's `meta.colour`.
         columns, rows: the same numbers as a table; a cell is text or an Estimate.
+        wide: whether it takes the full width of the page.
     """
 
     id: str
@@ -33,6 +38,7 @@ class Figure:
     layout: dict
     columns: list[str]
     rows: list[list] = field(default_factory=list)
+    wide: bool = False
 
 
 _CURVES = {
@@ -67,23 +73,35 @@ def curves(audit: Audit) -> list[Figure]:
 
 def _curve(audit: Audit, name: str) -> Figure | None:
     records = audit.records
-    points = [(float(p["x"]), p["attack"]) for p in audit.curves[name] if p["attack"] in records.attacks]
+    points = [p for p in audit.curves[name] if p["attack"] in records.attacks]
     if not points:
         return None
-    if name == "budget" and CLEAN in records.attacks and all(x > 0 for x, _ in points):
-        points.insert(0, (0.0, CLEAN))
+    series: dict[str, list[tuple[float, str]]] = {}
+    for point in points:
+        series.setdefault(str(point.get("series") or ""), []).append((float(point["x"]), point["attack"]))
+    if name == "budget" and CLEAN in records.attacks and all(x > 0 for line in series.values() for x, _ in line):
+        series = {label: [(0.0, CLEAN), *line] for label, line in series.items()}
     title, note, axis = _CURVES.get(name, (f"Accuracy over {name}", "", name))
-    if name == "budget":
-        axis = _plotly_text(f"budget ({audit.threat['norm']})")
-    kinds = KINDS if is_random(records) and records.draws > 1 else ("single",)
-    scores = {kind: [records.score(attack, kind) for _, attack in points] for kind in kinds}
-    xs = [x for x, _ in points]
-    data = [_line(xs, scores[kind], kind, [attack for _, attack in points]) for kind in kinds]
+    axis = f"budget ({audit.threat['norm']})" if name == "budget" else axis
+    several = len(series) > 1
+    kinds = KINDS if is_random(records) and not several else ("single",)
+    data, rows = [], []
+    for label, line in series.items():
+        scores = {kind: [records.score(attack, kind) for _, attack in line] for kind in kinds}
+        for kind in kinds:
+            style = _STYLES[len(data) % len(_STYLES)]
+            data.append(_line(line, scores[kind], label if several else MEANING[kind], style))
+        for i, (x, attack) in enumerate(line):
+            rows.append([number(x), *([label] if several else []), attack, *[scores[kind][i] for kind in kinds]])
     if name == "budget":
         data += _landmarks(audit)
-    rows = [[number(x), attack, *[scores[kind][i] for kind in kinds]] for i, (x, attack) in enumerate(points)]
-    layout = {"xaxis": _axis(axis, xs), "yaxis": {"title": {"text": "accuracy"}, "range": [-0.03, 1.03]}}
-    return Figure(f"curve-{_slug(name)}", title, note, data, layout, [axis, "attack", *kinds], rows)
+    xs = [x for line in series.values() for x, _ in line]
+    layout = {
+        "xaxis": _axis(_plotly_text(axis), xs),
+        "yaxis": {"title": {"text": "accuracy"}, "range": [-0.03, 1.03], "tickformat": ".0%", "dtick": 0.25},
+    }
+    columns = [axis, *(["series"] if several else []), "attack", *kinds]
+    return Figure(f"curve-{_slug(name)}", title, note, data, layout, columns, rows, wide=name == "budget")
 
 
 def _slug(name: str) -> str:
@@ -105,19 +123,20 @@ def _errors(estimates: list[Estimate]) -> dict:
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5, "width": 4}
 
 
-def _line(xs: list[float], estimates: list[Estimate], kind: str, attacks: list[str]) -> dict:
+def _line(points: list[tuple[float, str]], estimates: list[Estimate], name: str, style: tuple) -> dict:
+    colour, symbol, dash = style
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": MEANING[kind],
-        "x": xs,
+        "name": _plotly_text(name),
+        "x": [x for x, _ in points],
         "y": [e.value for e in estimates],
         "error_y": _errors(estimates),
-        "marker": {"symbol": SYMBOLS[kind], "size": 9},
-        "line": {"dash": DASHES[kind], "width": 2},
-        "text": [_plotly_text(f"{attack}: {e}") for attack, e in zip(attacks, estimates, strict=True)],
+        "marker": {"symbol": symbol, "size": 9},
+        "line": {"dash": dash, "width": 2},
+        "text": [_plotly_text(f"{attack}: {e}") for (_, attack), e in zip(points, estimates, strict=True)],
         "hovertemplate": "%{text}<extra></extra>",
-        "meta": {"colour": kind},
+        "meta": {"colour": colour},
     }
 
 
@@ -150,15 +169,63 @@ def _plotly_text(text: str) -> str:
 
 
 def probes(measured: dict) -> tuple[list[Figure], dict]:
-    """A histogram for every probe that is a list of numbers, and the other probes as they are."""
-    figures, rest = [], {}
+    """The gradient's health, a histogram for every probe that is a list of numbers, and the other probes."""
+    figures, rest = [], dict(measured)
+    health = _health(measured)
+    if health is not None:
+        figures.append(health)
+        rest.pop("gradient", None)
     for name, value in measured.items():
         values = _numbers(value)
-        if values is None:
-            rest[name] = value
-        else:
+        if values is not None:
             figures.append(_histogram(str(name), values))
+            rest.pop(name, None)
     return figures, rest
+
+
+_SHARES = {
+    "zero_share": "gradients exactly zero",
+    "zero_pixels": "pixels with zero gradient",
+    "cosine_between_draws": "cosine between two draws",
+}
+
+
+def _health(measured: dict) -> Figure | None:
+    """Bars from the audit's measurements of the gradient; None where there was none to measure."""
+    gradient = measured.get("gradient")
+    if not isinstance(gradient, dict):
+        return None
+    found = {label: float(gradient[key]) for key, label in _SHARES.items() if _is_number(gradient.get(key))}
+    if not found:
+        return None
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": list(found.values()),
+        "y": list(found),
+        "text": [number(value) for value in found.values()],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{x:.3g}<extra></extra>",
+        "meta": {"colour": "single"},
+        "width": 0.5,
+    }
+    layout = {
+        "xaxis": {"range": [min(-0.03, *found.values()), 1.08], "dtick": 0.25},
+        "yaxis": {"autorange": "reversed", "ticksuffix": "  "},
+        "height": 230,
+    }
+    rows = [[label, number(value)] for label, value in found.items()]
+    rows += [[k.replace("_", " "), number(v)] for k, v in gradient.items() if _is_number(v) and k not in _SHARES]
+    note = (
+        "A gradient that is zero, or that points elsewhere at every draw (cosine near 0), cannot lead an attack; "
+        "accuracy under such an attack says little."
+    )
+    return Figure("probe-gradient", "Health of the gradient", note, [bars], layout, ["measured", "value"], rows)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _numbers(value) -> np.ndarray | None:
@@ -192,9 +259,9 @@ def _histogram(name: str, values: np.ndarray) -> Figure:
     rows = [[f"{level} %", number(float(np.percentile(values, level)))] for level in levels]
     rows.append(["exactly zero", f"{int((values == 0).sum())} of {len(values)}"])
     note = f"{len(values)} values; median {number(float(np.median(values)))}."
-    return Figure(f"probe-{_slug(name)}", label, note, [bars], layout, ["percentile", label], rows)
+    return Figure(f"probe-list-{_slug(name)}", label, note, [bars], layout, ["percentile", label], rows)
 
 
 def plot_document(figures: list[Figure]) -> list[dict]:
     """What the page's script needs, as JSON-able data."""
-    return [{"id": f.id, "data": f.data, "layout": f.layout, "percent": f.id.startswith("curve-")} for f in figures]
+    return [{"id": f.id, "data": f.data, "layout": f.layout} for f in figures]

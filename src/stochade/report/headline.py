@@ -7,7 +7,7 @@ from stochade.evaluate.intervals import Estimate
 from stochade.evaluate.records import CLEAN, WORST, Records
 from stochade.report.rows import percent, shared_threats, threat_text
 
-NO_PROOF = "This is not a proof that there is none."
+NO_SIGN = "No sign of gradient masking was found by the checks that ran. This is not a proof that there is none."
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def headline(records: Records, audit: Audit | None) -> Headline:
 def _of_audit(audit: Audit) -> Headline:
     records, claim = audit.records, audit.claim
     claimed, found = audit.claimed, audit.found
-    record = records.attacks[claim] if claim in records.attacks else None
+    record = records.attacks.get(claim)
     where = threat_text(record.threat if record else None)
     inside = threat_text(audit.threat)
     named = claim + (f", {where}" if where else "")
@@ -53,7 +53,7 @@ def _of_audit(audit: Audit) -> Headline:
     if audit.published is not None:
         printed = Estimate(float(audit.published), None, None, 0, 0, kind="published")
         bars.append(Bar("published", "Published claim", "as printed, no interval given", printed))
-    bars.append(Bar("claimed", "Authors’ attack, on our draws", named, claimed))
+    bars.append(Bar("claimed", "Authors’ attack, rerun", named, claimed))
     bars.append(Bar("found", "Lowest accuracy found", f"worst attack per image, {inside}", found))
     lower = claimed.value is None or found.value is None or found.value < claimed.value
     tail = "" if where == inside else f" ({inside})"
@@ -91,11 +91,15 @@ def _clean(records: Records) -> Bar:
 
 
 def _why(audit: Audit, lower: bool) -> str:
-    titles = [f.title.strip().rstrip(".;") for f in audit.masking]
-    if titles:
-        opening = "Why they differ: " if lower else "Signs of gradient masking: "
-        return opening + "; ".join(titles) + "."
-    return f"No sign of gradient masking was found by the checks that ran. {NO_PROOF}"
+    masking = _titles(audit, "masking")
+    if masking:
+        return ("Why they differ: " if lower else "Signs of gradient masking: ") + masking + "."
+    weak = _titles(audit, "incomplete") if lower else ""
+    return (f"Why they differ: {weak}. " if weak else "") + NO_SIGN
+
+
+def _titles(audit: Audit, severity: str) -> str:
+    return "; ".join(f.title.strip().rstrip(".;") for f in audit.findings if f.severity == severity)
 
 
 def _caveat(audit: Audit) -> str:

@@ -24,6 +24,7 @@ from stochade.report.rows import (
     interval_text,
     is_random,
     number,
+    passes,
     percent,
     shared_threats,
     threat_text,
@@ -31,7 +32,8 @@ from stochade.report.rows import (
     worst_row,
 )
 
-FIRST = ("data", "model", "seed", "draws", "configuration", "config", "versions", "hardware", "git")
+FIRST = ("date", "data", "model", "git_revision", "git", "versions", "hardware", "seed", "draws")
+GROUPS = ("about", "provenance")  # parts of a run's meta whose entries stand beside the others on the page
 
 
 def build(audit: Audit | Records, out: str | Path, title: str | None = None) -> Path:
@@ -71,35 +73,33 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
     plotly = _plotly() if plots else ""
     threat = audit.threat if audit else None
     random = is_random(records)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title or _title(records, audit),
-            policy=_policy([script, plotly]),
-            css=Markup(_asset("page.css")),
-            script=Markup(script),
-            plotly=Markup(plotly),
-            plots=_jsonable(plots),
-            audit=audit,
-            head=headline(records, audit),
-            facts=_facts(records, audit),
-            examples=len(records),
-            draws=records.draws,
-            random=random,
-            target=_target(records),
-            kinds=KINDS,
-            groups=_groups(records, audit),
-            composition=composition(records, threat) if threat else [],
-            curves=curves,
-            probe_figures=probe_figures,
-            probe_rest=probe_rest,
-            gallery=gallery(records, threat),
-            findings=sorted(audit.findings, key=_severity) if audit else [],
-            command=_command(records),
-            provenance=_provenance(records),
-            version=stochade.__version__,
-        )
+    environment = _environment()
+    environment.filters["sentence"] = _sentence(records)
+    return environment.get_template("page.html").render(
+        title=title or _title(records, audit),
+        policy=_policy([script, plotly]),
+        css=Markup(_asset("page.css")),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        plots=_jsonable(plots),
+        audit=audit,
+        head=headline(records, audit),
+        facts=_facts(records, audit),
+        examples=len(records),
+        draws=records.draws,
+        random=random,
+        target=_target(records),
+        kinds=KINDS,
+        groups=_groups(records, audit),
+        composition=composition(records, threat) if threat else [],
+        curves=curves,
+        probe_figures=probe_figures,
+        probe_rest=probe_rest,
+        gallery=gallery(records, threat),
+        findings=sorted(audit.findings, key=_severity) if audit else [],
+        command=_command(records),
+        provenance=_provenance(records),
+        version=stochade.__version__,
     )
 
 
@@ -121,6 +121,7 @@ def _environment():
         "interval": interval_text,
         "spoken": spoken,
         "number": number,
+        "passes": passes,
         "exact": _exact,
         "threat": threat_text,
         "words": lambda key: str(key).replace("_", " "),
@@ -173,8 +174,26 @@ def _severity(finding) -> int:
     return SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES)
 
 
+def _meta(records: Records) -> dict:
+    """The records' meta with what was said about the run and its provenance lifted to the top."""
+    flat = {key: value for key, value in records.meta.items() if key not in GROUPS}
+    for group in GROUPS:
+        inner = records.meta.get(group)
+        if not isinstance(inner, dict):
+            flat |= {group: inner} if inner else {}
+            continue
+        for key, value in inner.items():
+            if isinstance(flat.get(key), dict) and not isinstance(value, dict):
+                flat[key] = {"name": value} | flat[key]
+            elif isinstance(flat.get(key), dict) or key not in flat:
+                flat[key] = (value | flat[key]) if key in flat else value
+            else:
+                flat[f"{key} ({group})"] = value
+    return flat
+
+
 def _title(records: Records, audit: Audit | None) -> str:
-    model = _named(records.meta.get("model"))
+    model = _named(_meta(records).get("model"))
     kind = "Audit" if audit else "Evaluation"
     return f"{kind} of {model}" if model else kind
 
@@ -182,17 +201,16 @@ def _title(records: Records, audit: Audit | None) -> str:
 def _named(value) -> str:
     """The name in a meta entry that is text or a mapping with a name; empty otherwise."""
     if isinstance(value, dict):
-        value = value.get("name") or value.get("note")
+        value = next((value[key] for key in ("name", "note", "class") if value.get(key)), "")
     return value if isinstance(value, str) else ""
 
 
 def _facts(records: Records, audit: Audit | None) -> list[str]:
+    meta = _meta(records)
     facts = [f"{len(records)} examples", f"{records.draws} draw{'s' * (records.draws != 1)} each"]
     if audit:
         facts.insert(0, threat_text(audit.threat))
-    data = _named(records.meta.get("data"))
-    date = records.meta.get("date") or records.meta.get("created")
-    return facts + [str(fact) for fact in (data, date) if fact]
+    return facts + [str(fact) for fact in (_named(meta.get("data")), meta.get("date")) if fact]
 
 
 def _target(records: Records) -> str:
@@ -228,7 +246,7 @@ def _groups(records: Records, audit: Audit | None) -> list[dict]:
 
 
 def _command(records: Records) -> str:
-    command = records.meta.get("command")
+    command = _meta(records).get("command")
     if isinstance(command, list | tuple):
         import shlex
 
@@ -237,10 +255,31 @@ def _command(records: Records) -> str:
 
 
 def _provenance(records: Records) -> dict:
-    """The records' meta, known keys first, then what every attack was, as its own text."""
-    meta = {key: value for key, value in records.meta.items() if key != "command"}
+    """The records' meta, known keys first, then what every attack was, as one line each."""
+    meta = {key: value for key, value in _meta(records).items() if key not in ("command", "attacks", "parts")}
     ordered = {key: meta.pop(key) for key in FIRST if key in meta} | meta
-    attacks = {name: r.info["attack"] for name, r in records.attacks.items() if r.info.get("attack")}
+    attacks = {name: _call(r.info["attack"]) for name, r in records.attacks.items() if r.info.get("attack")}
+    attacks.pop(CLEAN, None)
     if attacks:
         ordered["attacks"] = attacks
     return json.loads(json.dumps(_jsonable(ordered), default=str))
+
+
+def _call(value) -> str:
+    """A described object as the call that makes it: {"type": "Linf", "eps": 0.1} is "Linf(eps=0.1)"."""
+    if isinstance(value, dict) and "type" in value:
+        inner = ", ".join(f"{key}={_call(item)}" for key, item in value.items() if key != "type")
+        return f"{value['type']}({inner})"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_call(item) for item in value) + "]"
+    return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("stochade.") else str(value)
+
+
+def _sentence(records: Records):
+    """A filter that gives a title its capital, except where it opens with the name of an attack."""
+    names = tuple(records.attacks)
+
+    def capital(title: str) -> str:
+        return title if title.startswith(names) else title[:1].upper() + title[1:]
+
+    return capital

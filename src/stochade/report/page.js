@@ -4,6 +4,13 @@
   const plots = JSON.parse(document.getElementById("plots").textContent);
   const coarse = matchMedia("(pointer: coarse)").matches;
 
+  // showSendToCloud would offer to upload the chart; nothing here leaves the page.
+  const config = {
+    responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  };
+
   // Plots: colours come from the style sheet, so light, dark and print agree with the page.
   const draw = () => {
     if (!window.Plotly) return;
@@ -14,6 +21,7 @@
       gridcolor: colour("grid"), linecolor: colour("quiet"), tickcolor: colour("quiet"), zeroline: false,
       showline: true, automargin: true, fixedrange: coarse, tickfont: { color: colour("quiet") },
     };
+    const titled = (own) => (own.title ? { ...own, title: { font: { size: 13 }, ...own.title } } : own);
     for (const plot of plots) {
       const data = plot.data.map((trace) => {
         const tone = colour(trace.meta.colour);
@@ -26,16 +34,18 @@
       });
       const layout = {
         font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-        margin: { l: 56, r: 12, t: 28, b: 48 }, hovermode: "closest", dragmode: coarse ? false : "zoom", bargap: 0,
+        margin: { l: 56, r: 16, t: 32, b: 52 }, hovermode: "closest", dragmode: coarse ? false : "zoom", bargap: 0,
         hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("rule"), font: { ...font } },
         showlegend: data.length > 1,
-        legend: { orientation: "h", x: 0, y: -0.24, xanchor: "left", yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
-        xaxis: { ...axis, ...plot.layout.xaxis },
-        yaxis: { ...axis, ...plot.layout.yaxis, ...(plot.percent ? { tickformat: ".0%", dtick: 0.25 } : {}) },
+        legend: { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", xanchor: "left", yanchor: "bottom",
+          bgcolor: "rgba(0,0,0,0)" },
+        xaxis: { ...axis, ...titled(plot.layout.xaxis) },
+        yaxis: { ...axis, ...titled(plot.layout.yaxis) },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
       };
-      const config = { responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover",
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-      Plotly.react(document.getElementById(plot.id), data, layout, config);
+      const element = document.getElementById(plot.id);
+      if (plot.layout.height) element.style.height = plot.layout.height + "px";
+      Plotly.react(element, data, layout, config);
     }
   };
   draw();

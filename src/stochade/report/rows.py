@@ -152,3 +152,10 @@ def number(value) -> str:
     if 1000 <= abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:.4g}"
+
+
+def passes(count: float | None) -> str:
+    """A mean number of passes: whole from ten on, one decimal below where it is not whole anyway."""
+    if count is None or math.isnan(count):
+        return UNKNOWN
+    return f"{count:.0f}" if count >= 10 or count == int(count) else f"{count:.1f}"

@@ -1,0 +1,400 @@
+"""The report says what the records say, escapes what it is given and reaches for nothing outside its file."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from report_example import EPS, example
+from stochade.audit.findings import Finding
+from stochade.audit.result import Audit
+from stochade.errors import RecordsError
+from stochade.evaluate.records import Records
+from stochade.report import build, summary
+from stochade.report.figures import curves, probes
+from stochade.report.html import _asset, _jsonable
+from stochade.report.pictures import gallery, png
+from stochade.report.rows import budget_text, composition, interval_text, number, passes, percent, threat_text
+
+
+class Page(HTMLParser):
+    """What a reader meets (text outside scripts and styles), the elements, and the scripts."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.words, self.elements, self.scripts, self._inside = [], [], [], ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = tag
+            if tag == "script":
+                self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        if tag == self._inside:
+            self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif not self._inside:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split()).replace("\u00a0", " ")
+
+
+@pytest.fixture(scope="module")
+def audit() -> Audit:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def source(audit, tmp_path_factory) -> str:
+    return build(audit, tmp_path_factory.mktemp("report") / "a.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(source) -> Page:
+    return Page(source)
+
+
+def test_headline_shows_the_records_scores(audit, page):
+    for estimate in (audit.records.score("clean"), audit.records.score("fgsm"), audit.found):
+        assert f"{percent(estimate.value)} {interval_text(estimate)}" in page.text
+    assert audit.found == audit.records.score("worst", threat={"norm": "linf", "eps": EPS})
+    looks, leaves = percent(audit.claimed.value), percent(audit.found.value)
+    halves = (
+        rf"Looks {looks} \[.*?\] accurate under the authors’ attack \(fgsm, linf 0\.2\); ",
+        f"the best attack found leaves {leaves}",
+    )
+    assert re.search("".join(halves), page.text)
+    assert "Published claim as printed, no interval given 85.1 %" in page.text
+
+
+def test_every_attack_has_a_row_in_the_order_given(audit, source):
+    accuracy = source[source.index('class="accuracy"') : source.index('id="curves"')]
+    rows = re.findall(r'<tr[^>]*>\s*<th scope="row">([^<]+)(.*?)</tr>', accuracy, re.S)
+    inside = audit.records.within(audit.threat)
+    outside = [n for n in audit.records.attacks if n not in inside]
+    assert [name for name, _ in rows] == [*inside, "worst per example", *outside]
+    for name, cells in rows:
+        name = "worst" if name == "worst per example" else name
+        shown = re.findall(r'class="value">([^<]*)<', cells)
+        scores = [audit.records.score(name, k, threat=audit.threat).value for k in ("single", "vote", "all")]
+        assert [s.replace("\u00a0", " ") for s in shown] == [percent(s) for s in scores]
+
+
+def test_why_is_told_by_the_masking_findings_and_never_promised_away(audit, page, tmp_path):
+    assert (
+        "Why they differ: One draw per gradient overstates accuracy by 28 points; "
+        "The authors’ attack takes a single step." in page.text
+    )
+    quiet = Audit(audit.records, [], audit.threat, audit.claim)
+    text = Page(build(quiet, tmp_path / "q.html").read_text()).text
+    assert "No sign of gradient masking was found by the checks that ran. This is not a proof" in text
+    assert "Why they differ" not in text
+    weak = Audit(audit.records, [Finding("c", "incomplete", "too few steps")], audit.threat, audit.claim)
+    text = Page(build(weak, tmp_path / "w.html").read_text()).text
+    assert "Why they differ: too few steps. No sign" in text
+    assert "One finding says that the attacks were not strong" in text
+
+
+def test_a_claim_that_nothing_undercuts_is_not_called_beaten(audit):
+    from stochade.report.headline import headline
+
+    weaker = Audit(audit.records, [], {"norm": "linf", "eps": 0.05}, "square")
+    assert "no attack tried here found less" in headline(weaker.records, weaker).statement
+
+
+@pytest.mark.parametrize("word", ["passed", "safe", "safely", "robust", "robustness", "secure", "verified"])
+def test_no_word_promises_anything(page, word):
+    assert not re.search(rf"\b{word}\b", page.text, re.I)
+
+
+def test_nothing_reaches_outside(source, page):
+    for _, attributes in page.elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset", "formaction", "style"):
+            value = attributes.get(name) or ""
+            assert not re.search(r"//|http|ftp|file:", value.replace("image/png;base64,", "")[:60]), (
+                name,
+                value[:90],
+            )
+    ours = _asset("page.css") + _asset("page.js") + _asset("page.html")
+    assert not re.search(r"https?:|\bfetch\(|XMLHttpRequest|@import|import\(|\burl\(|sendBeacon|WebSocket", ours)
+    policy = next(a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "form-action 'none'" in policy
+    assert "unsafe-inline' " not in policy.split("style-src")[0]
+    assert "http" not in policy
+    assert "showSendToCloud: false" in page.scripts[-1]  # plotly offers to upload charts unless told not to
+    assert sum("plotly.js v" in s for s in page.scripts) == 1
+
+
+EVIL = "<script>alert(1)</script>\"'></title></style>&amp;{{7*7}}%{x}"
+
+
+def test_everything_given_is_escaped(tmp_path):
+    audit = example()
+    records = audit.records
+    attacks = {(EVIL if n == "square" else n): r for n, r in records.attacks.items()}
+    attacks[EVIL].info = {"attack": EVIL, "threat": {"norm": "linf", "eps": EPS}, "label": EVIL}
+    meta = {EVIL: {EVIL: [EVIL, {"type": EVIL, EVIL: 1}]}, "command": EVIL, "data": EVIL, "classes": [EVIL] * 10}
+    evil = Audit(
+        Records(records.ids, records.labels, attacks, meta),
+        [Finding(EVIL, "masking", EVIL, {EVIL: EVIL}, EVIL, EVIL)],
+        audit.threat,
+        EVIL,
+        curves={"steps": [{"x": 1, "attack": EVIL, "series": EVIL}], EVIL: [{"x": 1, "attack": EVIL}]},
+        probes={EVIL: list(range(9)), "p": EVIL, "gradient": {"zero_share": 0.5, EVIL: EVIL}},
+    )
+    source = build(evil, tmp_path / "e.html", title=EVIL).read_text()
+    clean = Page(build(audit, tmp_path / "c.html").read_text())
+    page = Page(source)
+    assert "alert(1)</script>" not in source
+    assert len(page.scripts) == len(clean.scripts) == 3
+    assert EVIL in "".join(page.words)  # it is shown, as text
+    document = json.loads(page.scripts[0])
+    hovers = [text for plot in document for trace in plot["data"] for text in trace["text"]]
+    assert any("&lt;script&gt;" in hover for hover in hovers)
+    assert not any("<" in hover for hover in hovers)
+    assert all(re.fullmatch(r"[\w-]+", a["id"]) for _, a in page.elements if a.get("id"))
+
+
+def test_ids_are_unique_and_labels_resolve(page):
+    ids = [a["id"] for _, a in page.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in ids
+    images = [a for t, a in page.elements if t == "img"]
+    assert images
+    assert all(a["alt"] for a in images)
+    levels = [int(t[1]) for t, _ in page.elements if re.fullmatch("h[1-6]", t)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_plots_hold_the_scores_and_are_valid_plotly(audit):
+    import plotly.graph_objects as go
+
+    figures = {f.id: f for f in curves(audit)}
+    assert set(figures) == {"curve-budget", "curve-steps", "curve-draws"}
+    steps = figures["curve-steps"]
+    single = steps.data[0]
+    for x, y, up, down in zip(
+        single["x"], single["y"], single["error_y"]["array"], single["error_y"]["arrayminus"], strict=True
+    ):
+        estimate = audit.records.score(f"pgd-steps-{int(x)}")
+        assert (y, pytest.approx(y + up), pytest.approx(y - down)) == (estimate.value, estimate.high, estimate.low)
+    assert [row[0] for row in steps.rows] == ["1", "5", "20", "100"]
+    assert steps.rows[0][2:] == [audit.records.score("pgd-steps-1", k) for k in ("single", "vote", "all")]
+    budget = figures["curve-budget"]
+    assert budget.data[0]["x"][0] == 0
+    assert budget.data[0]["y"][0] == audit.clean.value
+    named = {trace["name"]: trace["y"] for trace in budget.data}
+    assert named["lowest accuracy found"] == [audit.found.value]
+    assert named["authors’ attack"] == [audit.claimed.value]
+    for figure in [*figures.values(), *probes(audit.probes)[0]]:
+        go.Figure({"data": figure.data, "layout": figure.layout})  # raises on an unknown property
+
+
+def test_two_series_become_two_lines(audit):
+    points = [{"x": 1, "attack": "fgsm", "series": "a"}, {"x": 2, "attack": "square", "series": "b"}]
+    figure = curves(Audit(audit.records, [], audit.threat, "fgsm", curves={"steps": points}))[0]
+    assert [(t["name"], t["x"]) for t in figure.data] == [("a", [1.0]), ("b", [2.0])]
+    assert figure.rows[1][:3] == ["2", "b", "square"]
+    gone = curves(Audit(audit.records, [], audit.threat, "fgsm", curves={"steps": [{"x": 1, "attack": "none"}]}))
+    assert gone == []
+
+
+def test_a_deterministic_model_has_one_line_and_is_told_so(tmp_path):
+    audit = example(random=False)
+    assert [len(f.data) for f in curves(audit)] == [3, 1, 1]  # the budget has its two landmarks besides
+    assert "No prediction differed between draws" in Page(build(audit, tmp_path / "d.html").read_text()).text
+
+
+def test_gradient_health_shows_what_was_measured():
+    measured = {"gradient": {"zero_share": 0.25, "cosine_between_draws": None, "norm_max": 3.0}, "random": True}
+    figures, rest = probes(measured)
+    assert figures[0].data[0]["x"] == [0.25]
+    assert ["norm max", "3"] in figures[0].rows
+    assert rest == {"random": True}
+    missing = {"gradient": {"available": False, "reason": "argmax"}}
+    assert probes(missing) == ([], missing)
+
+
+def _pixels(uri: str | None) -> np.ndarray:
+    assert uri is not None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_images_are_the_kept_ones(audit):
+    shown = gallery(audit.records, audit.threat)
+    assert [p.row for p in shown.pictures] == list(range(8))
+    labels, factor = audit.records.labels, shown.factor
+    assert factor == 2  # 0.2 fits twice into half the range
+    for p in shown.pictures:
+        means = {
+            n: (audit.records.attacks[n].selection[p.row] == labels[p.row]).mean()
+            for n in audit.records.within(audit.threat)
+            if n != "clean"
+        }
+        assert means[p.attack] == min(means.values())
+        clean = audit.records.attacks["clean"].images[p.row]
+        moved = audit.records.attacks[p.attack].images[p.row]
+        assert (_pixels(p.clean) == np.round(clean[0] * 255)).all()
+        wanted = np.clip(0.5 + factor * (moved - clean), 0, 1)[0] * 255
+        assert np.abs(_pixels(p.difference).astype(float) - wanted).max() <= 0.51
+        scored = audit.records.attacks[p.attack].predictions[p.row]
+        assert p.after.right == (scored == labels[p.row]).mean()
+        assert (scored == int(p.after.prediction)).sum() == np.bincount(scored).max()
+
+
+def test_odd_shapes_still_make_images():
+    assert _pixels(png(np.ones((3, 4, 5)))).shape == (4, 5, 3)
+    assert _pixels(png(np.ones((7, 2, 4, 5)))).shape == (4, 5)
+    assert _pixels(png(np.array([[[-1.0, 0.5, 2.0, np.nan]]]))).tolist() == [[0, 128, 255, 0]]
+
+
+def test_bare_records_have_no_findings_and_no_claim(audit, tmp_path):
+    path = build(audit.records, tmp_path)
+    assert path == tmp_path / "report.html"
+    text = Page(path.read_text()).text
+    assert "no check for gradient masking ran" in text
+    assert "Looks" not in text
+    assert path.stat().st_size < 500_000  # no plot, so no plotly
+    assert percent(audit.records.score("worst", threat={"norm": "linf", "eps": EPS}).value) in text
+
+
+def test_provenance_is_shown_whole_and_the_command_can_be_copied(page):
+    assert "stochade audit bernoulli-gates --data cifar10 --norm linf --eps 0.2" in page.text
+    for fact in (
+        "1234567890123",
+        "2.13.0",
+        "1212970abc",
+        "CIFAR-10 (JPEG)",
+        "something new",
+        "PGD(steps=5, draws=1)",
+    ):
+        assert fact in page.text
+
+
+def test_a_runs_own_meta_is_lifted_to_the_top(tmp_path):
+    audit = example()
+    audit.records.meta = {
+        "model": {"sha256": "ab12", "class": "Net"},
+        "about": {"model": "gates-big", "data": {"name": "CIFAR-10 (JPEG)"}},
+        "provenance": {"date": "2026-01-02", "command": "stochade audit gates-big", "git_revision": "1212970"},
+        "parts": {"fgsm": {}},
+    }
+    audit.records.attacks["fgsm"].info["attack"] = {
+        "type": "Descent", "threat": {"type": "Linf", "eps": 0.2}, "objective": "stochade.attacks.objectives.margin"
+    }  # fmt: skip
+    text = Page(build(audit, tmp_path / "m.html").read_text()).text
+    assert "Audit of gates-big" in text
+    assert "2026-01-02" in text
+    assert "stochade audit gates-big" in text
+    assert "Descent(threat=Linf(eps=0.2), objective=margin)" in text
+    assert "ab12" in text
+
+
+@pytest.mark.parametrize("bad", [None, "folder", Records(np.zeros(0), np.zeros(0), {}, {})])
+def test_what_is_not_records_is_refused_before_writing(bad, tmp_path):
+    for write in (lambda: build(bad, tmp_path / "x.html"), lambda: summary(bad)):
+        with pytest.raises(RecordsError):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_claim_is_refused_and_the_old_report_stays(audit, tmp_path):
+    (tmp_path / "a.html").write_text("old")
+    with pytest.raises(RecordsError, match="fgsm"):
+        build(Audit(audit.records, [], audit.threat, "fgsn"), tmp_path / "a.html")
+    assert (tmp_path / "a.html").read_text() == "old"
+
+
+def test_same_records_same_bytes(audit, source, tmp_path):
+    assert build(audit, tmp_path / "b.html").read_text() == source
+
+
+def test_summary_names_the_numbers_and_the_report(audit):
+    text = summary(audit, "out/report.html")
+    for estimate in (audit.clean, audit.claimed, audit.found):
+        assert str(estimate) in text
+    assert text.splitlines()[-1] == "Report: out/report.html"
+    assert "2 masking, 1 incomplete, 1 notice" in text
+    assert len(text.splitlines()) <= 18
+    colour = Audit(audit.records, [Finding("c", "masking", "\x1b[31mred\rgone")], audit.threat, "fgsm")
+    assert "\x1b" not in summary(colour)
+    assert "\r" not in summary(colour)
+
+
+def test_numbers_are_written_plainly():
+    assert [budget_text(e) for e in (0.2, 8 / 255, 0.3, 1 / 255, 12, 0.0314)] == [
+        "0.2", "8/255", "0.3", "1/255", "12", "0.0314"
+    ]  # fmt: skip
+    assert threat_text({"norm": "l0", "eps": 12.0, "per": "pixel"}) == "l0 12 per pixel"
+    assert [number(v) for v in (None, float("nan"), True, 3, 0.123456, 12345.6, float("inf"))] == [
+        "–", "–", "yes", "3", "0.1235", "12346", "∞"
+    ]  # fmt: skip
+    assert [passes(v) for v in (None, 0.0, 2.5, 58.74, 800.0)] == ["–", "0", "2.5", "59", "800"]
+    assert percent(None) == "–"
+    assert _jsonable({"a": [np.float32("nan"), np.int64(2), np.inf]}) == {"a": [None, 2, None]}
+
+
+def _row(source: str, name: str) -> str:
+    return next(re.finditer(rf'<th scope="row">{name}.*?</tr>', source, re.S))[0]
+
+
+def test_unknown_is_a_dash_never_zero(tmp_path):
+    audit = example()
+    audit.records.attacks["square"].distance = np.full(60, np.nan, np.float32)
+    audit.records.attacks["fgsm"].distance = np.full(60, np.inf, np.float32)
+    source = build(audit, tmp_path / "u.html").read_text()
+    assert re.findall(r"<td[^>]*>([^<]*)<?/?", _row(source, "square"))[4] == "–"
+    assert "60 failed" in _row(source, "fgsm")
+
+
+def test_composition_adds_up(audit):
+    shares = composition(audit.records, audit.threat)
+    assert sum(share for _, share in shares) == pytest.approx(1)
+    assert shares == sorted(shares, key=lambda s: -s[1])
+
+
+def _tones(block: str) -> dict[str, str]:
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+
+
+def _contrast(first: str, second: str) -> float:
+    """WCAG 2.2 contrast ratio of two colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_meets_aa_in_light_and_dark():
+    light, dark = [_tones(b) for b in re.findall(r":root[^{]*\{(.*?)\}", _asset("page.css"), re.S)[:2]]
+    assert set(light) == set(dark)
+    for tones in (light, dark):
+        for name in ("ink", "quiet", "clean", "published", "claimed", "found", "single", "vote", "all", "focus"):
+            assert _contrast(tones[name], tones["paper"]) >= 4.5, name
+            assert _contrast(tones[name], tones["raised"]) >= 4.5, name
+        for name in ("mask", "inc", "note"):
+            assert _contrast(tones[f"{name}-ink"], tones[f"{name}-bg"]) >= 4.5, name
