@@ -70,9 +70,9 @@ def _of_records(records: Records) -> Headline:
     threats = shared_threats(records, at_least=1)
     for threat in threats:
         tried = [n for n in records.within(threat) if n != CLEAN]
-        detail = f"worst of {len(tried)} attack{'s' * (len(tried) != 1)} per image, {threat_text(threat)}"
+        detail = f"worst of {len(tried)} attack{'s' * (len(tried) != 1)} per image"
         found = records.score(WORST, threat=threat)
-        bars.append(Bar("found", "Lowest accuracy found", detail, found))
+        bars.append(Bar("found", f"Lowest found, {threat_text(threat)}", detail, found))
     leaves = None
     if len(threats) == 1:
         leaves = ("The best attack found leaves ", bars[-1].estimate, f" accuracy ({threat_text(threats[0])})")

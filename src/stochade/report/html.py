@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import stochade
-from stochade.audit.findings import SEVERITIES
 from stochade.audit.result import Audit
 from stochade.evaluate.records import CLEAN, KINDS, Records
 from stochade.report import figures
@@ -26,6 +25,7 @@ from stochade.report.rows import (
     number,
     passes,
     percent,
+    severity_rank,
     shared_threats,
     threat_text,
     unpack,
@@ -96,7 +96,7 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
         probe_figures=probe_figures,
         probe_rest=probe_rest,
         gallery=gallery(records, threat),
-        findings=sorted(audit.findings, key=_severity) if audit else [],
+        findings=sorted(audit.findings, key=severity_rank) if audit else [],
         command=_command(records),
         provenance=_provenance(records),
         version=stochade.__version__,
@@ -168,10 +168,6 @@ def _exact(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _severity(finding) -> int:
-    return SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES)
 
 
 def _meta(records: Records) -> dict:

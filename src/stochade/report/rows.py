@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stochade.audit.findings import SEVERITIES, Finding
 from stochade.audit.result import Audit
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
@@ -159,3 +160,8 @@ def passes(count: float | None) -> str:
     if count is None or math.isnan(count):
         return UNKNOWN
     return f"{count:.0f}" if count >= 10 or count == int(count) else f"{count:.1f}"
+
+
+def severity_rank(finding: Finding) -> int:
+    """Masking first, then incomplete, then notices; a severity from elsewhere comes last."""
+    return SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES)

@@ -6,7 +6,7 @@ from pathlib import Path
 from stochade.audit.findings import SEVERITIES
 from stochade.audit.result import Audit
 from stochade.report.headline import headline
-from stochade.report.rows import threat_text, unpack
+from stochade.report.rows import severity_rank, threat_text, unpack
 
 
 def summary(audit: Audit, report: str | Path | None = None) -> str:
@@ -19,7 +19,9 @@ def summary(audit: Audit, report: str | Path | None = None) -> str:
     """
     records, known = unpack(audit)
     head = headline(records, known)
-    lines = [_line(f"{bar.label} ({bar.detail})", str(bar.estimate)) for bar in head.bars]
+    labels = [f"{bar.label} ({bar.detail})" for bar in head.bars]
+    width = max(map(len, labels), default=0)
+    lines = [f"  {label:<{width}}  {bar.estimate}" for label, bar in zip(labels, head.bars, strict=True)]
     if known is not None:
         lines += ["", *_findings(known)]
     lines += ["", head.why, f"{len(records)} examples, {records.draws} draws each; 95 % intervals; upper bounds."]
@@ -29,15 +31,11 @@ def summary(audit: Audit, report: str | Path | None = None) -> str:
     return "\n".join(_printable(line) for line in [title, *lines])
 
 
-def _line(label: str, value: str) -> str:
-    return f"  {label:<54} {value}"
-
-
 def _findings(audit: Audit, most: int = 6) -> list[str]:
     if not audit.findings:
         return ["No findings from the checks that ran."]
     counts = Counter(f.severity for f in audit.findings)
-    ordered = sorted(audit.findings, key=lambda f: SEVERITIES.index(f.severity))
+    ordered = sorted(audit.findings, key=severity_rank)
     lines = ["Findings: " + ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])]
     lines += [f"  {f.severity:<10}  {f.title}" for f in ordered[:most]]
     if len(ordered) > most:
