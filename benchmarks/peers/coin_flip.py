@@ -89,6 +89,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def points(difference: float) -> str:
+    """A difference of accuracies in percentage points, without a negative zero."""
+    return f"{round(100 * float(difference), 1) + 0.0:+.1f}"
+
+
 def spread(values: list[float]) -> str:
     """Mean and range over the seeds."""
     mean, low, high = (100 * f(values) for f in (np.mean, min, max))
@@ -115,8 +120,12 @@ def markdown(result: dict) -> str:
     for row in result["peers"]:
         cells = [row["library"], row["attack"]]
         if "reported" in row:
-            off = 100 * (np.mean(row["reported"]) - result["truth"])
-            cells += [spread(row["reported"]), f"{off:+.1f}", percent(row["fresh"]), row["source"]]
+            cells += [
+                spread(row["reported"]),
+                points(np.mean(row["reported"]) - result["truth"]),
+                percent(row["fresh"]),
+                row["source"],
+            ]
         else:
             cells += ["", "", "", f"did not run: {row.get('missing', row.get('error'))}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -141,7 +150,7 @@ def markdown(result: dict) -> str:
         cells = [
             row["attack"],
             f"{percent(first['value'])} [{100 * first['low']:.1f}, {100 * first['high']:.1f}]",
-            f"{100 * (first['value'] - result['truth']):+.1f}",
+            points(first["value"] - result["truth"]),
             percent(row["fresh"]) if "fresh" in row else "",
             *(spread(every[kind]) for kind in ("single", "vote", "all")),
         ]

@@ -214,9 +214,8 @@ def main(images_out: str, report_out: str, seeds: int) -> None:
         except Exception:
             entry["error"] = traceback.format_exc(limit=-1).strip().splitlines()[-1]
         results.append(entry)
-        print(
-            f"{library:13} {attack:36} {entry.get('reported', entry.get('missing', entry.get('error')))}", flush=True
-        )
+        told = entry.get("missing") or entry.get("error") or [round(value, 3) for value in entry["reported"]]
+        print(f"{library:13} {attack:36} {told}", flush=True)
     np.savez(images_out, **arrays)
     Path(report_out).write_text(json.dumps({"entries": results, "versions": versions()}))
 
