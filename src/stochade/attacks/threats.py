@@ -133,14 +133,16 @@ class L2(Ball):
     name = "l2"
 
     def move(self, gradient, x, x0=None, size=None):
-        if size is None:  # max <g, z - x0> over ball and box: z = x0 + clip(t g) for the largest t that fits
-            base = x if x0 is None else x0
-            return _ray_into_box(gradient, base, self.eps)
-        largest = _like(_rows(gradient).abs().amax(1).clamp_min(1e-37), gradient)
-        scaled = gradient / largest  # first, or the squares of tiny and of exploding gradients leave float32
-        length = _like(_rows(scaled).norm(dim=1).clamp_min(1e-30), gradient)
-        step = x + scaled / length * min(size, 1e30)
-        return self.project(step, x if x0 is None else x0)
+        """Whole budget: max <g, z - x0> over ball and box is z = x0 + clip(t g) for the largest t that fits. A step
+        of `size` goes straight towards that point (Frank and Wolfe 1956; attacks: Chen et al. 2020). It stays in
+        the convex set without a projection and reaches the optimum of a linear model in at most 2 eps / size
+        steps, where projected steps of that length end several percent short and are weaker on networks."""
+        best = _ray_into_box(gradient, x if x0 is None else x0, self.eps)
+        if size is None:
+            return best
+        gap = self.distance(best, x)
+        best = torch.where(_like(_rows(gradient).any(1), x), best, x)  # no gradient, no step
+        return torch.lerp(x, best, _like((size / gap.clamp_min(1e-30)).clamp(max=1), x))
 
     def project(self, x, x0):
         delta = x - x0
