@@ -1,0 +1,421 @@
+"""The descent loop on models whose worst case is known: it gets there, and it does nothing else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracles
+from stochade.attacks import (
+    BIM,
+    FGSM,
+    ILL,
+    L0,
+    L1,
+    L2,
+    MIFGSM,
+    PGD,
+    WHOLE,
+    Attack,
+    Backprop,
+    Descent,
+    Evolution,
+    Linf,
+    dlr,
+    margin,
+    sweep,
+)  # fmt: skip
+from stochade.attacks.descent import least_likely_targets
+from stochade.attacks.fooled import LEVEL, LIMIT, draws_needed
+from stochade.errors import BudgetError
+from stochade.models.known_answer import CoinFlip, KnownAnswer, Linear, NoisyLinear
+from stochade.nn.discrete import Scope
+from stochade.randomness import FrozenNoise, forked
+
+THREATS = [Linf(0.15), Linf(0.0), Linf(float("inf")), L2(0.4), L2(1.5), L1(0.8), L1(3.0), L0(2), L0(5)]
+ITERATED: dict[str, dict] = {
+    "bim": {"steps": 60},
+    "pgd": {"steps": 60, "random_start": True},
+    "restarts": {"steps": 60, "random_start": True, "restarts": 2},
+    "momentum": {"steps": 60, "momentum": 1.0},
+    "whole": {"steps": 3, "step_size": WHOLE},
+}
+
+
+def data(count: int = 8, pixels: int = 9, classes: int = 2, seed: int = 0):
+    """Images with a third of the pixels exactly 0 or 1."""
+    g = torch.Generator().manual_seed(seed)
+    side = int(pixels**0.5)
+    x = (1.5 * torch.rand(count, 1, side, side, generator=g) - 0.25).clamp(0, 1)
+    return x, torch.randint(0, classes, (count,), generator=g)
+
+
+def binary(pixels: int = 9) -> KnownAnswer:
+    w = torch.randn(pixels, generator=torch.Generator().manual_seed(1))
+    return KnownAnswer(w, -0.5 * float(w.sum()))
+
+
+def multi(classes: int = 4, pixels: int = 9) -> Linear:
+    return Linear(torch.randn(classes, pixels, generator=torch.Generator().manual_seed(2)))
+
+
+def lost(model: KnownAnswer, x, z, y) -> np.ndarray:
+    s = (2 * y - 1).double()
+    return (s * ((x - z).flatten(1).double() @ model.weight.detach().double())).numpy()
+
+
+def worst(model: KnownAnswer, x, y, threat) -> np.ndarray:
+    w = model.weight.detach().double().numpy()
+    return np.array(
+        [oracles.worst_gain(-(2 * int(b) - 1) * w, a.flatten().numpy(), threat.name, threat.eps)
+         for a, b in zip(x, y, strict=True)]
+    )  # fmt: skip
+
+
+class Recording(nn.Module):
+    """Notes the rows of every forward in an object that nobody restores."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.log = model, Log()
+
+    @property
+    def scope(self) -> Scope:
+        return self.model.scope  # type: ignore[return-value]
+
+    def forward(self, x):
+        self.log.rows.append(len(x))
+        return self.model(x)
+
+
+class Log:
+    def __init__(self):
+        self.rows: list[int] = []
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_one_whole_step_is_the_closed_form_worst_case(threat, count):
+    model, (x, y) = binary(), data(count)
+    z = FGSM(threat)(model, x, y)
+    np.testing.assert_allclose(lost(model, x, z, y), worst(model, x, y, threat), atol=3e-6)
+
+
+@pytest.mark.parametrize("name", ITERATED)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_iterated_attacks_converge_to_the_worst_case(threat, name):
+    model, (x, y) = binary(), data(8)
+    attack = Descent(threat, objective=margin, drop_fooled=False, **ITERATED[name])
+    attempt = attack.run(model, x, y)
+    target = worst(model, x, y, threat)
+    reached = lost(model, x, attempt.inputs, y)
+    slack = 0.03 if isinstance(threat, L1) and "random_start" in ITERATED[name] else 1e-5  # l1: as 1 / steps
+    assert bool((reached >= target * (1 - slack) - 1e-5).all())
+    assert bool((reached <= target + 1e-5).all())
+    assert bool((threat.distance(attempt.inputs, x) <= threat.eps * (1 + 1e-5) + 1e-6).all())
+    torch.testing.assert_close(attempt.distance, threat.distance(attempt.inputs, x))
+
+
+@pytest.mark.parametrize("objective", [margin, dlr])
+def test_every_example_that_can_be_fooled_is_fooled(objective):
+    model, (x, _) = binary(), data(60)
+    y = model(x).argmax(1)
+    for threat in (Linf(0.1), L2(0.3), L1(0.6), L0(1)):
+        truth = model.truth(x, y, threat)
+        z = Descent(threat, steps=30, objective=objective, random_start=not isinstance(threat, L1))(model, x, y)
+        assert torch.equal(model.accuracy_at(z, y), truth)
+        assert 0.05 < float(truth.mean()) < 0.95
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3), L1(0.6), L0(1)], ids=str)
+def test_multi_class_truth_is_reached_by_targeting_every_class(threat):
+    model, (x, y) = multi(), data(40, classes=4)
+    y = model(x).argmax(1)
+    survived = torch.ones(40)
+    for j in range(4):
+        rows = y != j
+        t = torch.full_like(y, j)[rows]
+        z = Descent(threat, steps=1, step_size=WHOLE, objective=lambda q, a, t: (q.gather(1, t[:, None]) - q.gather(1, a[:, None]))[:, 0],
+                    drop_fooled=False)(model, x[rows], y[rows], targets=t)  # fmt: skip
+        survived[rows] *= (model(z).argmax(1) == y[rows]).float()
+    assert torch.equal(survived.double(), model.truth(x, y, threat))
+
+
+def test_targets_pull_towards_their_class():
+    model, (x, y) = multi(), data(30, classes=4)
+    y = model(x).argmax(1)
+    t = (y + 1) % 4
+    possible = np.array([_can_reach(model, a, int(b), 0.2) for a, b in zip(x, t, strict=True)])
+    z = PGD(Linf(0.2), steps=100)(model, x, y, targets=t)
+    assert 0.1 < possible.mean() < 0.9
+    reached = (model(z).argmax(1) == t).numpy()
+    assert not (reached & ~possible).any()
+    assert reached.sum() >= 0.9 * possible.sum()  # cross-entropy is not the linear program's objective
+    gained = model(z).log_softmax(1) - model(x).log_softmax(1)
+    assert bool((gained.gather(1, t[:, None]) > 0).all())
+
+
+def _can_reach(model: Linear, x: torch.Tensor, t: int, eps: float) -> bool:
+    """Whether some z in the box within eps (linf) has class t: max over z of min_j z_t - z_j, a linear program."""
+    from scipy.optimize import linprog
+
+    w, flat = model.weight.detach().double().numpy(), x.flatten().double().numpy()
+    rows = np.array([np.r_[w[j] - w[t], 1.0] for j in range(len(w)) if j != t])  # u <= (w_t - w_j) z
+    low, high = np.clip(flat - eps, 0, 1), np.clip(flat + eps, 0, 1)
+    bounds = [*zip(low, high, strict=True), (None, None)]
+    return linprog(np.r_[np.zeros(len(flat)), -1.0], A_ub=rows, b_ub=np.zeros(len(rows)), bounds=bounds).fun < 0
+
+
+def test_iterative_least_likely_is_pgd_towards_the_lowest_clean_logit():
+    model, (x, y) = multi(), data(30, classes=4)
+    logits = model(x).detach()
+    masked = logits.numpy().copy()
+    masked[np.arange(30), y.numpy()] = np.inf
+    t = torch.from_numpy(masked.argmin(1))
+    assert torch.equal(least_likely_targets(model, x, y), t)
+    assert bool((logits.argmin(1) == y).any())  # so the true class had to be left out
+    z = ILL(Linf(0.2), steps=8)(model, x, y)
+    assert torch.equal(z, BIM(Linf(0.2), steps=8)(model, x, y, targets=t))
+    assert not torch.equal(z, BIM(Linf(0.2), steps=8)(model, x, y))
+
+
+class Hill(nn.Module):
+    """A margin with a narrow peak at 0.5 that long steps jump over: the last point is not the best."""
+
+    scope: Scope = "none"
+
+    def forward(self, x):
+        m = 1 - 5 * (-((x.flatten(1) - 0.5) * 8).square()).exp().sum(1) - 0.01 * x.flatten(1).sum(1)
+        return torch.stack([m, -m], 1)
+
+
+def test_best_keeps_the_highest_value_and_last_the_last_point():
+    x, y = torch.full((3, 1, 1, 1), 0.3), torch.zeros(3, dtype=torch.long)
+    make = {"steps": 2, "step_size": 0.3, "objective": margin, "drop_fooled": False}
+    best, last = (Descent(Linf(0.6), keep=keep, **make).run(Hill(), x, y) for keep in ("best", "last"))
+    value = margin(Hill()(best.inputs), y)
+    seen = torch.cat([best.trace, margin(Hill()(last.inputs), y)[None]])
+    torch.testing.assert_close(value, seen.amax(0))
+    torch.testing.assert_close(best.value, value)
+    assert bool((margin(Hill()(last.inputs), y) < value - 0.1).all())
+    auto = Descent(Linf(0.6), **make).run(Hill(), x, y)
+    assert torch.equal(auto.inputs, best.inputs)
+
+
+def test_restarts_keep_the_best_of_their_runs():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    x, y = data(20, classes=3)
+    parts = {"steps": 3, "objective": margin, "drop_fooled": False, "step_size": 0.02}
+    one, four = (PGD(Linf(0.3), restarts=r, **parts).run(model, x, y, seed=5) for r in (1, 4))
+    assert bool((four.value >= one.value).all())  # restart 0 is the same run
+    assert bool((four.value > one.value + 1e-4).any())
+    torch.testing.assert_close(margin(model(four.inputs), y).detach(), four.value)
+    assert four.trace.shape == (12, 20)
+
+
+def test_fooled_examples_leave_a_deterministic_attack():
+    model, (x, y) = Recording(binary()), data(40)
+    threat = Linf(0.15)
+    with_set, without = (PGD(threat, steps=10, drop_fooled=d, keep="last").run(model, x, y) for d in (True, False))
+    truth = model.model.truth(x, y, threat)
+    assert torch.equal(model.model.accuracy_at(with_set.inputs, y), truth)
+    assert bool((with_set.forwards[truth == 0] < 10).any())
+    assert bool((with_set.forwards[truth == 1] == 10).all())
+    assert bool((without.forwards == 10).all())
+    assert bool(torch.isnan(with_set.trace[-1, with_set.forwards < 10]).all())
+
+
+def test_costs_are_what_the_model_saw():
+    model, (x, y) = Recording(NoisyLinear(binary().weight, 0.0, 0.3)), data(20)
+    for attack in (
+        PGD(Linf(0.1), steps=6, gradient=Backprop(3)),
+        PGD(L2(0.3), steps=4, restarts=3),
+        PGD(Linf(0.1), steps=70, gradient=Backprop(2)),
+        BIM(Linf(0.1), steps=3, gradient=Evolution(4)),
+    ):
+        model.log.rows.clear()
+        attempt = attack.run(model, x, y)
+        assert sum(model.log.rows) - 2 == int(attempt.forwards.sum())  # two images were probed
+        assert int(attempt.backwards.max()) <= attack.cost()[1]
+    for attack in (PGD(Linf(0.1), steps=6, gradient=Backprop(3)), PGD(L2(0.3), steps=4, restarts=3)):
+        attempt = replace(attack, drop_fooled=False).run(model, x, y)
+        assert int(attempt.forwards.max()) <= attack.cost()[0]
+        assert int(attempt.backwards.max()) == attack.cost()[1]
+
+
+def easy(error: float, count: int):
+    """A coin whose base is always right, so that P(correct) = 1 - error everywhere."""
+    w = torch.randn(9, generator=torch.Generator().manual_seed(1))
+    model = CoinFlip(Linear(torch.stack([-w, w])), error)
+    x = data(count)[0]
+    return model, x, model.base(x).argmax(1)
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+def test_an_example_that_is_right_half_the_time_never_leaves(draws):
+    """It would need 59 misses in a row at a point: false alarm below 1e-15 for the whole test."""
+    model, x, y = easy(0.5, 40)
+    steps = 80
+    attempt = PGD(Linf(1e-6), steps=steps, gradient=Backprop(draws)).run(model, x, y)
+    assert bool((attempt.backwards == steps * draws).all())
+    assert not bool(torch.isnan(attempt.trace).any())
+
+
+@pytest.mark.parametrize("scope", ["example", "unknown"])
+def test_at_the_limit_few_examples_leave(scope):
+    """P(correct) = LIMIT + 0.001: at most LEVEL of 300 examples may leave, 15 expected at worst; more than 35 would
+    be 5 standard deviations (3e-7)."""
+    model, x, y = easy(1 - LIMIT - 0.001, 300)
+    attempt = PGD(Linf(1e-6), steps=70, gradient=Backprop(2)).run(
+        model if scope == "example" else (lambda t: model(t)), x, y
+    )
+    left = attempt.backwards < 140
+    assert LEVEL == 0.05
+    assert int(left.sum()) <= 35
+
+
+def test_the_levels_spent_over_the_tests_add_up():
+    spent = [(1 - LIMIT) ** draws_needed(t) for t in range(1, 2000)]
+    assert sum(spent) <= LEVEL
+    assert all(s <= LEVEL / (t * (t + 1)) for t, s in enumerate(spent, 1))
+
+
+def test_an_example_that_is_never_right_leaves_and_saves_its_passes():
+    model, x, y = easy(1.0, 10)
+    attempt = PGD(Linf(1e-6), steps=200).run(model, x, y)
+    assert bool((attempt.backwards == 1).all())
+    assert bool((attempt.forwards == draws_needed(1)).all())
+    off = PGD(Linf(1e-6), steps=70, drop_fooled=False).run(model, x, y)
+    assert bool((off.backwards == 70).all())
+
+
+class Private(nn.Module):
+    """Noise from a generator of its own, which the global generators do not show."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.box = model, [torch.Generator().manual_seed(0)]
+
+    def forward(self, x):
+        logits = self.model(x)
+        flip = torch.rand(len(x), 1, generator=self.box[0]) < 0.5
+        return torch.where(flip, logits.roll(1, 1), logits)
+
+
+def test_a_private_generator_is_noticed_before_anyone_leaves():
+    """A repeated forward of about 20 misses differs but for odds of 2^-20."""
+    model, x, y = easy(0.5, 40)
+    attempt = PGD(Linf(1e-6), steps=10).run(Private(model.base), x, y)
+    assert bool((attempt.backwards == 10).all())
+
+
+def test_frozen_noise_attacks_the_frozen_model():
+    base = NoisyLinear(binary().weight, 0.0, 0.5)
+    model, (x, y) = FrozenNoise(base, 3), data(30)
+    attack = PGD(Linf(0.15), steps=10, drop_fooled=False, objective=margin)
+    z = attack(model, x, y)
+    assert torch.equal(z, attack(model, x, y))
+    s = (2 * y - 1).double()
+    with torch.no_grad(), forked(3):
+        noise = (base(x) - KnownAnswer.forward(base, x))[:, 1].double() * 2
+    w = base.weight.detach().double()
+    truth = s * (x.flatten(1).double() @ w + noise) - torch.from_numpy(worst(base, x, y, Linf(0.15))) > 0
+    assert torch.equal(model(z).argmax(1) == y, truth)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("drop", [True, False])
+def test_an_image_gets_the_same_attack_whatever_else_is_in_the_batch(restarts, drop):
+    model, (x, y) = binary(), data(12)
+    attack = PGD(Linf(0.1), steps=2, step_size=0.01, restarts=restarts, drop_fooled=drop)
+    whole = attack(model, x, y, seed=3)
+    for rows in ([4], [11, 0, 4], [7, 8, 9, 10]):
+        torch.testing.assert_close(attack(model, x[rows], y[rows], seed=3), whole[rows], atol=1e-6, rtol=0)
+
+
+def test_starts_follow_the_seed_and_the_identity():
+    model, (x, y) = binary(), data(6)
+    attack = PGD(Linf(0.1), steps=1, step_size=1e-9, keep="last", drop_fooled=False)
+    assert torch.equal(attack(model, x, y, seed=1), attack(model, x, y, seed=1))
+    assert not torch.equal(attack(model, x, y, seed=1), attack(model, x, y, seed=2))
+    same = attack(model, x[:1].expand(3, -1, -1, -1), y[:1].expand(3), ids=[7, 7, 8])
+    torch.testing.assert_close(same[0], same[1])
+    assert not torch.allclose(same[0], same[2])
+
+
+def test_a_random_model_gives_equal_results_for_equal_seeds():
+    model, (x, y) = NoisyLinear(binary().weight, 0.0, 2.0), data(10)
+    attack = PGD(Linf(0.3), steps=3, gradient=Backprop(2), restarts=2)
+    assert torch.equal(attack(model, x, y, seed=1), attack(model, x, y, seed=1))
+    torch.manual_seed(99)
+    assert torch.equal(attack(model, x, y, seed=1), attack(model, x, y, seed=1))
+
+
+def test_a_relaxed_attacker_compares_values_of_one_model():
+    """With hard codes the last look would differ from the mean-field values seen on the way."""
+    from stochade.models.known_answer import BernoulliLinear
+
+    model, (x, y) = BernoulliLinear(binary().weight, binary().bias.item()), data(20)
+    plain = binary()
+    parts = {"steps": 4, "objective": margin, "keep": "best", "drop_fooled": False}
+    relaxed = Descent(Linf(0.2), gradient=Backprop(relaxed="mean-field"), **parts).run(model, x, y)
+    exact = Descent(Linf(0.2), **parts).run(plain, x, y)
+    torch.testing.assert_close(relaxed.inputs, exact.inputs)
+    torch.testing.assert_close(relaxed.value, exact.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16, torch.int64])
+def test_integer_labels_of_every_width_work(dtype):
+    model, (x, y) = multi(), data(6, classes=4)
+    t = ((y + 1) % 4).to(dtype)
+    assert torch.equal(PGD(0.1, 3)(model, x, y.to(dtype)), PGD(0.1, 3)(model, x, y))
+    assert torch.equal(PGD(0.1, 3)(model, x, y.to(dtype), targets=t), PGD(0.1, 3)(model, x, y, targets=t.long()))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_attacks_work_where_gradients_are_switched_off(mode):
+    model, (x, y) = binary(), data(6)
+    wanted = PGD(0.1, 3)(model, x, y)
+    with mode():
+        assert torch.equal(PGD(0.1, 3)(model, x, y), wanted)
+        assert torch.equal(PGD(0.1, 3)(model, x.clone(), y.clone()), wanted)
+
+
+def test_double_precision_and_vectors_work():
+    model, (x, y) = binary().double(), data(6)
+    z = PGD(L2(0.3), steps=5)(model, x.double().flatten(1), y)
+    assert z.dtype == torch.float64
+    assert z.shape == (6, 9)
+
+
+def test_named_attacks_are_the_same_loop():
+    assert FGSM(0.3).threat == Linf(0.3)
+    assert (FGSM(0.3).steps, FGSM(0.3).step) == (1, None)
+    assert PGD(0.3, 10).random_start
+    assert not BIM(0.3).random_start
+    assert MIFGSM(0.3, 10).step == pytest.approx(0.03)
+    assert PGD(0.3, 10).step == pytest.approx(2.5 * 0.3 / 10)
+    budgets = sweep(PGD(L2(1.0)), [0.5, 2.0])
+    assert [a.threat for a in budgets.values()] == [L2(0.5), L2(2.0)]
+    assert isinstance(ILL(0.3), Attack)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"steps": 0}, {"steps": 1.5}, {"steps": -1}, {"restarts": 0}, {"step_size": 0}, {"step_size": -0.1},
+        {"step_size": float("nan")}, {"step_size": "big"}, {"momentum": -1}, {"momentum": float("nan")},
+        {"keep": "first"}, {"goal": "all"}, {"gradient": 3}, {"objective": "margin"},
+    ],
+)  # fmt: skip
+def test_parts_that_make_no_sense_are_refused(parts):
+    with pytest.raises(BudgetError):
+        Descent(Linf(0.3), **parts)
+
+
+def test_a_threat_is_needed():
+    with pytest.raises(BudgetError, match="Linf"):
+        Descent(0.3)  # type: ignore[arg-type]
