@@ -5,8 +5,9 @@ import os
 import platform
 
 
-def _first_line(thing: object) -> str:
-    return (getattr(thing, "__doc__", "") or "").strip().split("\n")[0]
+def _first_sentence(thing: object) -> str:
+    paragraph = " ".join((getattr(thing, "__doc__", "") or "").strip().split("\n\n")[0].split())
+    return paragraph.partition(". ")[0].rstrip(".")
 
 
 def listing() -> dict[str, dict[str, str]]:
@@ -22,21 +23,26 @@ def listing() -> dict[str, dict[str, str]]:
     from stochade.targets import BUILT_IN
 
     targets = {n: f"{b.description} ({b.data}, {b.threat})" for n, b in BUILT_IN.items()}
-    known = {f"known:{n}": _first_line(case) for n, case in KNOWN.items()}
+    known = {f"known:{n}": case(0).description for n, case in KNOWN.items()}
     defences = {
-        name: _first_line(getattr(layers, name))
+        name: _first_sentence(getattr(layers, name))
         for name in layers.__all__
-        if isinstance(getattr(layers, name), type) and issubclass(getattr(layers, name), layers.Discrete)
+        if isinstance(cls := getattr(layers, name), type)
+        and issubclass(cls, layers.Discrete)
+        and cls != layers.Discrete
     }
     return {
         "targets": targets | known,
         "models": {name: entry.description for name, entry in MODELS.items()},
         "defences": defences,
         "attacks": {name: description for name, (_, description) in ATTACKS.items()},
-        "threats": {name: _first_line(cls) for name, cls in THREATS.items()},
-        "objectives": {name: _first_line(f) for name, f in OBJECTIVES.items()},
-        "efforts": {name: str(e) for name, e in EFFORTS.items()},
-        "checks": {name: _first_line(check) for name, check in CHECKS.items()},
+        "threats": {name: _first_sentence(cls) for name, cls in THREATS.items()},
+        "objectives": {name: _first_sentence(f) for name, f in OBJECTIVES.items()},
+        "efforts": {
+            name: f"{e.steps} steps, {e.draws} draws per gradient, {e.pairs} pairs, {e.samples} random points"
+            for name, e in EFFORTS.items()
+        },
+        "checks": {name: _first_sentence(check) for name, check in CHECKS.items()},
         "certificates": {},
         "recipes": {},
         "data": {"digits": "scikit-learn digits, 8x8, bundled"}

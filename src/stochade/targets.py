@@ -127,7 +127,7 @@ def train_built_in(part: BuiltIn, seed: int, folder: Path, show: bool) -> nn.Mod
 
     images = data.load(part.data, "train")
     with forked(seed_for(seed, "initial weights")):
-        model = build(part.model, images.shape, images.num_classes)
+        model = build(part.model, images.shape[1:], images.num_classes)
     objective = Adversarial(PGD(parse_threat(part.threat), 7, drop_fooled=False)) if part.adversarial else Standard()
     train(
         model, images, data.load(part.data, "validation"), epochs=part.epochs, batch=50, lr=part.rate,

@@ -196,7 +196,7 @@ class Train:
         images = data.load(self.data, "train", download=self.download)
         validation = data.load(self.data, "validation", download=self.download)
         with forked(seed_for(self.seed, "initial weights")):
-            model = build(self.model, images.shape, images.num_classes)
+            model = build(self.model, images.shape[1:], images.num_classes)
         if self.dry_run:
             from stochade.evaluate import expected_seconds
 
