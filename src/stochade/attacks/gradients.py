@@ -62,12 +62,18 @@ def _whole(value: object, name: str, least: int = 1) -> int:
     return value
 
 
+def all_finite(t: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. A sum tells at a tenth of the cost: both survive it, and only where it
+    overflows must every entry be looked at."""
+    return bool(torch.isfinite(t.sum())) or bool(torch.isfinite(t).all())
+
+
 def check_logits(logits: Tensor, count: int) -> Tensor:
     """The logits, when they are [count, K] and finite; a named error otherwise."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != count:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise LogitsError(f"logits [{count}, K] from the model", str(got), "return one row of class scores per image")
-    if not bool(torch.isfinite(logits.detach()).all()):
+    if not all_finite(logits.detach()):
         bad = int((~torch.isfinite(logits.detach())).any(1).sum())
         raise LogitsError(
             "finite logits", f"NaN or infinity in {bad} of {count} rows", "look for overflow in the model"
@@ -128,16 +134,22 @@ class Backprop:
                 return self._tiled(model, x, y, objective, targets)
             return self._looped(model, x, y, objective, targets)
 
+    def _once(self, model, x, y, objective, targets) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = x.detach().requires_grad_()
+        logits = check_logits(model(leaf), len(x))
+        value = _objective(objective, logits, y, targets)
+        return value.detach().to(x.dtype), _differentiate(value.sum(), leaf), logits.detach()
+
     def _looped(self, model, x, y, objective, targets) -> Pass:
+        if self.draws == 1:  # nothing to add up: passes over the images cost as much as a small layer
+            value, gradient, logits = self._once(model, x, y, objective, targets)
+            return Pass(value, gradient, logits[None])
         total_value = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         total_gradient, seen = torch.zeros_like(x), []
         for _ in range(self.draws):
-            leaf = x.detach().requires_grad_()
-            logits = check_logits(model(leaf), len(x))
-            value = _objective(objective, logits, y, targets)
-            gradient = _differentiate(value.sum(), leaf)
-            seen.append(logits.detach())
-            total_value += value.detach()
+            value, gradient, logits = self._once(model, x, y, objective, targets)
+            seen.append(logits)
+            total_value += value
             total_gradient += gradient
         return Pass(total_value / self.draws, total_gradient / self.draws, torch.stack(seen))
 
@@ -177,7 +189,7 @@ def _differentiate(total: Tensor, leaf: Tensor) -> Tensor:
             "a graph that does not contain them",
             "declare a surrogate backward (nn.Discrete), or attack with gradient=Evolution()",
         )
-    if not bool(torch.isfinite(gradient).all()):
+    if not all_finite(gradient):
         gradient = gradient.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
     return gradient
 
