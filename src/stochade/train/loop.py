@@ -1,13 +1,11 @@
 """Training: one loop for every network, selected on validation images only, that a kill does not undo."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,22 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochade import checkpoint
-from stochade.errors import BudgetError, DataError, LogitsError, ModelError
+from stochade.errors import ModelError
 from stochade.nn import slope_annealing
 from stochade.nn.binary import _SlopedUnit
 from stochade.randomness import forked, seed_for
+from stochade.train.bar import progress_bar
+from stochade.train.checks import LabelledImages, check, checked_labels, probe
 from stochade.train.fabric import make_fabric, quiet
 from stochade.train.objectives import Standard, TrainingObjective
+from stochade.train.settings import fingerprint_of, named
 from stochade.train.state import Epoch, Progress, load_state, save_state
-
-
-class LabelledImages(Protocol):
-    """What training needs of a data set (`stochade.data.Images` is one): a length, and images with labels for a
-    slice or an index array."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any, /) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -87,19 +79,22 @@ def train(
         out: a folder for `metrics.jsonl`, the state to resume from and, if the model was built by
             `stochade.registry.build`, the checkpoint of the best epoch. None: nothing is written.
         device: "cpu", "cuda", "cuda:1" or "mps".
-        precision: None or "32-true", "16-mixed", "bf16-mixed" (Lightning Fabric's names).
+        precision: None or "32-true", "16-mixed", "bf16-mixed" (Lightning Fabric's names). The loss scale of
+            "16-mixed" starts anew when a run is resumed, so there the bits may differ.
         progress: a bar on standard error, when it is a terminal.
         optimizer: called as `optimizer(parameters, lr=lr)`.
         slope: epoch -> slope for binary units with `anneal`; None leaves slopes alone.
 
     Raises:
         BudgetError: numbers of epochs, images per batch or a learning rate that make no sense.
-        DataError: no images. ModelError: no parameters to train, or a loss that is not finite.
-        LogitsError: outputs that are no logits for these labels.
+        DataError: no images. ModelError: no parameters to train, images that the model cannot take, or a loss
+            that is not finite.
+        LogitsError: outputs that are no logits [N,K]. LabelsError: labels that are not in [0, K).
         CheckpointError: `out` holds a run with other settings, or a damaged one.
     """
     objective = Standard() if objective is None else objective
-    _check(model, train_images, validation_images, epochs, batch, lr)
+    check(model, train_images, validation_images, epochs, batch, lr)
+    classes = probe(model, train_images)
     folder = None if out is None else Path(out)
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -111,11 +106,11 @@ def train(
         "batch": batch,
         "lr": lr,
         "seed": seed,
-        "objective": _named(objective),
-        "optimizer": _named(optimizer),
-        "slope": _named(slope),
+        "objective": named(objective),
+        "optimizer": named(optimizer),
+        "slope": named(slope),
         "precision": precision or "32-true",
-        "data": [_fingerprint(train_images), _fingerprint(validation_images)],
+        "data": [fingerprint_of(train_images), fingerprint_of(validation_images)],
     }
     try:
         with quiet(), forked():
@@ -126,8 +121,8 @@ def train(
             state = (None if folder is None else load_state(folder, model, made, settings)) or Progress([], None, {})
             resumed = len(state.epochs)
             forward, stepper = fabric.setup(model, made)
-            run = _Run(fabric, model, forward, stepper, objective, seed, batch, slope)
-            with _bar(progress, resumed, epochs) as advance:
+            run = _Run(fabric, model, forward, stepper, objective, seed, batch, slope, classes)
+            with progress_bar(progress, resumed, epochs) as advance:
                 for epoch in range(resumed, epochs):
                     told = run.epoch(epoch, train_images, validation_images)
                     if not state.epochs or _rank(told) > _rank(state.epochs[state.best or 0]):
@@ -163,6 +158,7 @@ class _Run:
     seed: int
     batch: int
     slope: Callable[[int], float] | None
+    classes: int
 
     def epoch(self, epoch: int, train_images: LabelledImages, validation_images: LabelledImages) -> Epoch:
         started = time.perf_counter()
@@ -184,9 +180,8 @@ class _Run:
         return units[0].slope
 
     def _to_device(self, pair: tuple[Tensor, Any]) -> tuple[Tensor, Tensor]:
-        x, y = pair
-        device = self.fabric.device
-        return x.to(device), torch.as_tensor(y, dtype=torch.long).to(device)
+        x, y = pair[0], checked_labels(pair[1], self.classes)  # checked here: on an accelerator they end the process
+        return x.to(self.fabric.device), y.to(self.fabric.device)
 
     def _fit(self, epoch: int, images: LabelledImages) -> tuple[float, float]:
         order = np.random.default_rng(seed_for(self.seed, "order", epoch)).permutation(len(images))
@@ -201,8 +196,6 @@ class _Run:
             x, y = self._to_device(images[index])
             seed = seed_for(self.seed, "attack", epoch, number)
             loss, logits = self.objective(self.forward, x, y, model=self.model, seed=seed)
-            if number == 0:
-                _check_logits(logits, y)
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
             self.optimizer.step()
@@ -229,71 +222,3 @@ class _Run:
 def _rank(epoch: Epoch) -> tuple[float, float]:
     loss = epoch.validation_loss
     return epoch.validation_accuracy, -loss if math.isfinite(loss) else -math.inf
-
-
-def _check(
-    model: nn.Module,
-    train_images: LabelledImages,
-    validation_images: LabelledImages,
-    epochs: int,
-    batch: int,
-    lr: float,
-) -> None:
-    if epochs < 1:
-        raise BudgetError("at least one epoch", repr(epochs))
-    if batch < 1:
-        raise BudgetError("at least one image per batch", repr(batch))
-    if not (math.isfinite(lr) and lr > 0):
-        raise BudgetError("a positive learning rate", repr(lr))
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ModelError("a model with parameters to train", f"{type(model).__name__} without any")
-    for name, images in (("training", train_images), ("validation", validation_images)):
-        if len(images) == 0:
-            raise DataError(f"at least one {name} image", "none")
-
-
-def _check_logits(logits: Tensor, y: Tensor) -> None:
-    if logits.ndim != 2 or logits.shape[0] != len(y) or int(y.max()) >= logits.shape[1]:
-        raise LogitsError(f"logits [{len(y)}, more than {int(y.max())}]", f"{list(logits.shape)}")
-
-
-def _named(thing: object) -> str:
-    """A name for settings that is the same in every process: no addresses."""
-    named = getattr(thing, "__qualname__", None)
-    if named is not None:
-        return f"{getattr(thing, '__module__', '')}.{named}"
-    name = type(thing).__qualname__
-    if is_dataclass(thing):
-        return f"{name}({', '.join(f'{f.name}={_named(getattr(thing, f.name))}' for f in fields(thing))})"
-    text = repr(thing)
-    return text if " at 0x" not in text else name
-
-
-def _fingerprint(images: LabelledImages) -> str:
-    """Number of images and a hash of the first ones, to notice other data under the same folder."""
-    x, y = images[0 : min(64, len(images))]
-    digest = hashlib.sha256(x.cpu().numpy().tobytes())
-    digest.update(torch.as_tensor(y, dtype=torch.long).cpu().numpy().tobytes())
-    return f"{len(images)} images, {digest.hexdigest()[:16]}"
-
-
-def _bar(show: bool, done: int, epochs: int) -> Any:
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        return nullcontext(lambda told: None)
-
-    @contextmanager
-    def running():
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.description}"), console=console, transient=True) as shown:
-            task = shown.add_task("", total=epochs, completed=min(done, epochs))
-            yield lambda told: shown.update(
-                task, advance=1, description=f"validation {100 * told.validation_accuracy:.1f} %"
-            )
-
-    return running()
