@@ -22,7 +22,7 @@ help:
 	@echo "make lint       ruff and pyright"
 
 demo: $(STAMP)
-	$(BIN)/stochade audit digits-gated --out runs/demo
+	$(BIN)/stochade audit digits-gated --workers 2 --out runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -58,8 +58,10 @@ def _lines(label: str, total: float, done: float) -> Ticker:
             return
         state["shown"] = now
         fresh = state["done"] - done
-        left = (now - start) / fresh * (total - state["done"]) if fresh > 0 else float("nan")
-        share = 100 * state["done"] / total if total else 100
-        print(f"{label}: {share:.0f} %, about {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+        share = state["done"] / total if total else 1.0
+        line = f"{label}: {100 * share:.0f} %"
+        if fresh > 0.02 * total:  # before that, start-up time would be extrapolated
+            line += f", about {(now - start) / fresh * (total - state['done']):.0f} s left"
+        print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
 
     return tick

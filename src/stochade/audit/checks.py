@@ -147,13 +147,14 @@ def substituted_backward_wins(e: Evidence) -> Finding | None:
     drop = e.stronger(best, own)
     if drop is None:
         return None
-    what = best.removeprefix("pgd ")
+    layers = ", ".join(e.probes["layers"]) or "the discrete layers"
+    kind, _, name = best.removeprefix("pgd ").partition("=")
     return Finding(
         "substituted-backward-wins", "masking",
-        f"with {what} for {', '.join(e.probes['layers']) or 'its layers'} the attack finds {points(drop)} points "
-        "more than with the model's own gradient",
+        f"the {kind} of {layers} hides the way: with its {name!r} {kind} the attack finds {points(drop)} points more "
+        "than with the model's own gradient",
         {best: e.text(best), own: e.text(own), "difference": str(drop)},
-        f"report the accuracy under {best!r}; the own gradient of these layers hides the way",
+        f"report the accuracy under {best!r}",
         "backward pass differentiable approximation, Athalye et al. 2018",
     )  # fmt: skip
 

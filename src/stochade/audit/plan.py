@@ -19,6 +19,7 @@ from stochade.attacks import (
     margin,
 )
 from stochade.attacks.threats import Ball
+from stochade.describe import describe
 from stochade.errors import BudgetError
 from stochade.nn.discrete import discrete_layers
 
@@ -57,11 +58,24 @@ def effort_of(name: str | Effort) -> Effort:
 
 
 def alternatives(model: object) -> tuple[list[str], list[str]]:
-    """Names of the substituted backwards and relaxed forwards that the model's layers declare."""
-    layers = discrete_layers(model).values() if isinstance(model, nn.Module) else []
-    backwards = sorted({name for layer in layers for name in layer.substitutes})
-    forwards = sorted({name for layer in layers for name in layer.relaxed})
+    """Names of the substituted backwards and relaxed forwards that the model's layers declare, without those that
+    would attack the very same network as the layers' own backward or an earlier name."""
+    layers = list(discrete_layers(model).values()) if isinstance(model, nn.Module) else []
+
+    backwards = _distinct([(layer.substitutes, layer.surrogate) for layer in layers])
+    forwards = _distinct([(layer.relaxed, "own") for layer in layers])
     return backwards, forwards
+
+
+def _distinct(layers: list[tuple[dict, object]]) -> list[str]:
+    """Names out of the layers' (table, own) pairs that each have an effect of their own."""
+    seen, names = [[describe(own) for _, own in layers]], []
+    for name in sorted({name for table, _ in layers for name in table}):
+        effect = [describe(table.get(name, own)) for table, own in layers]
+        if effect not in seen:
+            seen.append(effect)
+            names.append(name)
+    return names
 
 
 def search_attacks(
@@ -106,10 +120,10 @@ def budget_of_box(threat: Ball, pixels: int) -> float:
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}[threat.name]
 
 
-def budgets(threat: Ball, pixels: int) -> list[float]:
-    """Budgets for the curve: fractions and multiples of the threat's, up to the box."""
+def budgets(threat: Ball, pixels: int, factors: tuple[float, ...]) -> list[float]:
+    """Budgets for a curve: fractions and multiples of the threat's, and the box."""
     top = budget_of_box(threat, pixels)
-    values = [threat.eps * f for f in (0.25, 0.5, 1, 1.5, 2, 4)]
+    values = [threat.eps * f for f in factors]
     if threat.name == "l0":
         values = [float(max(1, round(v))) for v in values]
     return sorted({round(v, 10) for v in values if v < top} | {top})
@@ -135,10 +149,13 @@ def curve_attacks(
             attacks[name] = attack
         curves[curve].append({"x": x, "attack": name, "series": series})
 
-    for series, name, base in (("best attack found", best_name, best), ("own gradient", OWN_MARGIN, own)):
+    for series, name, base, factors in (
+        ("best attack found", best_name, best, (0.25, 0.5, 1, 1.5, 2, 4)),
+        ("own gradient", OWN_MARGIN, own, (0.5, 1, 2)),
+    ):
         if not isinstance(base, Descent) or (series == "own gradient" and best_name == OWN_MARGIN):
             continue
-        for eps in budgets(threat, pixels):
+        for eps in budgets(threat, pixels, factors):
             if eps == threat.eps:
                 add("budget", eps, name, None, series)
             else:

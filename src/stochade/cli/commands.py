@@ -179,7 +179,7 @@ class Train:
     def run(self) -> None:
         from dataclasses import fields, replace
 
-        from stochade import checkpoint, data
+        from stochade import data
         from stochade.attacks import parse_threat
         from stochade.attacks.registry import parse_attack
         from stochade.randomness import forked, seed_for
@@ -209,8 +209,6 @@ class Train:
             model, images, validation, epochs=self.epochs, batch=self.batch, lr=self.rate, objective=objective,
             seed=self.seed, out=self.out, device=self.device, progress=not self.quiet,
         )  # fmt: skip
-        model.eval()
-        checkpoint.save(model, self.out, extra={"data": images.note or images.name, "seed": self.seed})
         print(f"checkpoint: {self.out}\naudit it:   stochade audit {self.out} --data {self.data}")
 
 

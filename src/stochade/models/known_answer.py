@@ -121,6 +121,8 @@ class Linear(KnownAnswer):
     """Deterministic linear classifier of K classes. Truth: right iff every z_y - z_j, lowered by its own reach,
     stays positive. Exact for any K, because an attacker needs only one class j to win and each is linear."""
 
+    scope = "none"
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         nn.Module.__init__(self)
         self.weight = nn.Parameter(weight.detach().clone().float())
@@ -177,7 +179,8 @@ class CoinFlip(nn.Module):
         right = self.base.truth(images, labels, threat)  # type: ignore[operator]
         if bool((right < 1).any()) and self.base(images[:1]).shape[1] != 2:
             raise ThreatError("a threat under which the base is always right", repr(threat), "lower its budget")
-        return torch.where(right == 1, 1 - self.error, min(self.error, 1 - self.error)).double()
+        low = min(self.error, 1 - self.error)
+        return low + (1 - self.error - low) * right
 
 
 class NoisyLinear(KnownAnswer):
@@ -290,6 +293,10 @@ class BernoulliLinear(KnownAnswer):
 class Threshold(Discrete):
     """1 where x >= 0, else 0. By default its backward is zero; "ste" and "soft" are there for an attacker."""
 
+    scope = "none"
+
+    scope = "none"
+
     def __init__(self, surrogate: Surrogate | None = None):
         table = {"ste": surrogates.identity(), "identity": surrogates.identity(), "soft": surrogates.sigmoid(4.0)}
         super().__init__(surrogate or surrogates.zero(), table, {"warm": partial(_warm, slope=10.0)})
@@ -359,6 +366,10 @@ class ZeroGradient(KnownAnswer):
     more than one grain (evolution strategies, random search) see the slope.
     """
 
+    scope = "none"
+
+    scope = "none"
+
     def __init__(self, weight: Tensor, bias: float = 0.0, grain: float = 0.01):
         super().__init__(weight, bias)
         self.grain = grain
@@ -401,6 +412,10 @@ class ThresholdedInput(KnownAnswer):
     independently of the others, so the attacker flips exactly those that lower s m. The robustness of the pixels
     far from 0.5 is real; the zero gradient hides the rest.
     """
+
+    scope = "none"
+
+    scope = "none"
 
     def __init__(self, weight: Tensor, bias: float = 0.0):
         super().__init__(weight, bias)

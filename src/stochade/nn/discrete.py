@@ -8,7 +8,7 @@ the forward (`forward_as`) for the length of a `with` block; training is not aff
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,10 @@ class Discrete(nn.Module):
         substitutes: backwards an attacker may try, by name ("ste", "soft", "identity", ...).
         relaxed: forwards an attacker may try, by name ("mean-field", "warm", ...).
         scope: where fresh noise enters: "none" (deterministic), "example" (independent for every example
-            of a batch) or "call" (one draw shared by the batch).
+            of a batch) or "call" (one draw shared by the batch). A subclass that does not say is "unknown".
     """
 
-    scope: Scope = "none"
+    scope: Scope = "unknown"
 
     def __init__(
         self,
@@ -219,9 +219,20 @@ def scope_of(model: object) -> Scope:
     return max(scopes, key=lambda scope: _ORDER[scope])  # never empty: a module is among its own modules
 
 
-def _declared(module: nn.Module) -> Any:
+def _declared(module: nn.Module) -> str | None:
+    """The scope a module declares, when the declaration is about the forward that it has: a subclass that writes a
+    forward (or `hard`) of its own and says nothing inherits no promise."""
     value = getattr(module, "scope", None)
-    return value if value in (*_ORDER, "composite") else None
+    if value not in (*_ORDER, "composite"):
+        return None
+    if "scope" in vars(module):
+        return value
+    for cls in type(module).__mro__:
+        if "scope" in vars(cls):
+            return value
+        if "forward" in vars(cls) or "hard" in vars(cls):
+            return "unknown"
+    return None
 
 
 def _own_scope(module: nn.Module) -> Scope:
