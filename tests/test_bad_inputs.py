@@ -198,7 +198,7 @@ def test_evaluation_names_them_too(name):
 def test_messages_say_what_came_and_what_to_do():
     with pytest.raises(ImagesError, match=r"pixels in \[0,1\].*255.*divide by 255"):
         PGD(0.1)(Counting(), changed(255.0), Y)
-    with pytest.raises(LabelsError, match="below 3.*got 5"):
+    with pytest.raises(LabelsError, match=r"below 3.*got 5"):
         PGD(0.1)(Counting(), X, Y + 3)
     with pytest.raises(ModelError, match="keep_dropout"):
         PGD(0.1)(training(nn.Dropout(0.5)), X, Y)
