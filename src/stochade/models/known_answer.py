@@ -295,8 +295,6 @@ class Threshold(Discrete):
 
     scope = "none"
 
-    scope = "none"
-
     def __init__(self, surrogate: Surrogate | None = None):
         table = {"ste": surrogates.identity(), "identity": surrogates.identity(), "soft": surrogates.sigmoid(4.0)}
         super().__init__(surrogate or surrogates.zero(), table, {"warm": partial(_warm, slope=10.0)})
@@ -368,8 +366,6 @@ class ZeroGradient(KnownAnswer):
 
     scope = "none"
 
-    scope = "none"
-
     def __init__(self, weight: Tensor, bias: float = 0.0, grain: float = 0.01):
         super().__init__(weight, bias)
         self.grain = grain
@@ -412,8 +408,6 @@ class ThresholdedInput(KnownAnswer):
     independently of the others, so the attacker flips exactly those that lower s m. The robustness of the pixels
     far from 0.5 is real; the zero gradient hides the rest.
     """
-
-    scope = "none"
 
     scope = "none"
 
