@@ -39,7 +39,10 @@ def describe(value: object) -> object:
         return [describe(v) for v in value]
     if isinstance(value, Tensor | np.ndarray):
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        return {"array": list(array.shape), "sha256": hashlib.sha256(np.ascontiguousarray(array)).hexdigest()[:16]}
+        return {
+            "array": list(array.shape),
+            "sha256": hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16],
+        }
     if isinstance(value, nn.Module):
         return {"module": type(value).__name__, "sha256": fingerprint_model(value)[:16]}
     name = getattr(value, "__qualname__", None)

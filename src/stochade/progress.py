@@ -39,7 +39,8 @@ def _bar(label: str, total: float, done: float) -> Iterator[Ticker]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(label, total=total, completed=done)
+        task = display.add_task(label, total=total)
+        display.update(task, completed=done)
 
         def tick(amount: float = 1.0, note: str = "") -> None:
             display.update(task, advance=amount, description=f"{label} {note}".strip())

@@ -98,6 +98,15 @@ class Ball:
     def steepest(self, gradient: Tensor, x: Tensor, x0: Tensor | None = None, size: float | None = None) -> Tensor:
         return self.move(gradient, x, x0, size) - x
 
+    def project(self, x: Tensor, x0: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define project")
+
+    def start(self, x0: Tensor, generator: Stream) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define start")
+
+    def distance(self, x: Tensor, x0: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define distance")
+
     def __str__(self) -> str:
         return f"{self.name} {self.eps:.4g}"
 

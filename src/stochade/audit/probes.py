@@ -33,7 +33,11 @@ def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, 
         with torch.no_grad():
             facts |= _outputs(model, x, seed)
         facts["gradient"] = _gradient(model, x, y, seed)
-        facts["layers"] = sorted({type(m).__name__ for m in discrete_layers(model).values()}) if _is(model) else []
+        facts["layers"] = (
+            sorted({type(m).__name__ for m in discrete_layers(model).values()})
+            if isinstance(model, nn.Module)
+            else []
+        )
         facts["active_dropout"] = _is(model) and any(
             isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0
             for m in model.modules()  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ class Audit:
         published: accuracy that was claimed in print for that attack, or None.
         curves: "budget", "steps", "draws" -> [{"x": number, "attack": name in the records}, ...], sorted by x.
         probes: measurements on the model itself (gradient norms, cosines between draws, state, scope, ...).
+        request: digest of everything that determines the outcome; tells one audit's folder from another's.
     """
 
     records: Records
@@ -31,6 +32,7 @@ class Audit:
     published: float | None = None
     curves: dict[str, list[dict]] = field(default_factory=dict)
     probes: dict = field(default_factory=dict)
+    request: str = ""
 
     @property
     def clean(self) -> Estimate:
@@ -59,6 +61,7 @@ class Audit:
             self.records.save(folder)
         document = {
             "schema": 1,
+            "request": self.request,
             "threat": self.threat,
             "claim": self.claim,
             "published": self.published,
@@ -95,4 +98,5 @@ class Audit:
             published=document["published"],
             curves=document["curves"],
             probes=document["probes"],
+            request=document.get("request", ""),
         )

@@ -14,9 +14,10 @@ from stochade.audit import plan
 from stochade.audit.checks import Evidence, run_checks
 from stochade.audit.probes import probe_model
 from stochade.audit.result import Audit
-from stochade.errors import BudgetError
+from stochade.describe import digest, fingerprint_model
+from stochade.errors import BudgetError, RecordsError
 from stochade.evaluate.records import Records, threat_info
-from stochade.evaluate.run import evaluate, expected_seconds
+from stochade.evaluate.run import evaluate, expected_seconds, fingerprint_data
 from stochade.evaluate.source import Source
 from stochade.randomness import reseed, seed_for, untouched
 
@@ -73,6 +74,17 @@ def audit(
     source = Source(images, labels, chunk)
     x, y = source[0]
     check_inputs(x, y)
+    check_model(model)
+    request = digest(
+        {
+            "model": fingerprint_model(model),
+            "data": fingerprint_data(source),
+            "attack": [threat, strength, draws, seed, chunk],
+            "show": [published, eight_bit, keep_images, meta],
+        }
+    )
+    if out is not None and (finished := _finished(Path(out), request)) is not None:
+        return finished
     x, y = x[:PROBED].to(device), y[:PROBED].to(device)
     model, probes = _measured(model, x, y, seed)
     info = threat_info(threat)
@@ -97,12 +109,29 @@ def audit(
         records = _merged(searched, curves)
     claim = plan.ONE_STEP if plan.ONE_STEP in records.attacks else best
     findings = run_checks(Evidence(records, probes, info, second.curves, claim))
-    result = Audit(records, findings, info, claim, published, second.curves, probes)
+    result = Audit(records, findings, info, claim, published, second.curves, probes, request)
     if out is not None:
         records.folder = None
         result.save(out)
         shutil.rmtree(Path(out) / "work", ignore_errors=True)
     return result
+
+
+def _finished(out: Path, request: str) -> Audit | None:
+    """The audit that `out` already holds, when it is this one; RecordsError when it is another."""
+    if not (out / "audit.json").is_file():
+        if (out / "run.json").is_file():
+            raise RecordsError(
+                "an empty folder or this audit", f"{out} with another run", "choose another out folder"
+            )
+        return None
+    found = Audit.load(out)
+    if found.request != request:
+        raise RecordsError(
+            "an empty folder or the same audit", f"{out} with an audit of another model, data or settings",
+            "choose another out folder, or delete this one",
+        )  # fmt: skip
+    return found
 
 
 def _measured(model: Model, x: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[Model, dict]:

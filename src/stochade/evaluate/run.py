@@ -21,6 +21,7 @@ from stochade.evaluate.records import CLEAN, SCHEMA, WORST, AttackRecord, Record
 from stochade.evaluate.source import Source
 from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_atomically, write_json
 from stochade.evaluate.unit import Settings, attack_info, run_unit
+from stochade.nn.discrete import scope_of
 from stochade.progress import progress
 
 Attacks = Mapping[str, Attack] | Sequence[Attack] | Attack
@@ -112,7 +113,7 @@ def evaluate(
     settings = Settings(seed, draws, keep_images, eight_bit, device)
     config = {
         "schema": SCHEMA,
-        "model": {"sha256": fingerprint_model(model), "class": type(model).__name__},
+        "model": {"sha256": fingerprint_model(model), "class": type(model).__name__, "scope": scope_of(model)},
         "examples": len(source),
         "chunk": chunk,
         "chunks": source.chunks,
@@ -126,7 +127,7 @@ def evaluate(
         "parts": {name: attack_info(attack) for name, attack in table.items()},
         "about": describe(meta or {}),
     }
-    config["digest"] = digest(config | {"data": _fingerprint_data(source)})
+    config["digest"] = digest(config | {"data": fingerprint_data(source)})
     folder = None if out is None else Path(out)
     if folder is not None:
         _open(folder, config)
@@ -138,7 +139,7 @@ def evaluate(
     return records
 
 
-def _fingerprint_data(source: Source) -> str:
+def fingerprint_data(source: Source) -> str:
     """A digest of the examples at both ends and of all labels: enough to tell data sets apart without a pass over
     ImageNet. Each record also carries the hash of its own image."""
     first, last = source[0], source[source.chunks - 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochade.attacks.base import Attack, check_inputs, check_model, probe
 from stochade.attacks.gradients import TILE, Model, check_logits
-from stochade.attacks.threats import Ball, Threat
+from stochade.attacks.threats import L0, Ball, Threat
 from stochade.describe import describe
 from stochade.errors import ThreatError
 from stochade.evaluate.records import CLEAN, AttackRecord, threat_info
@@ -119,9 +119,8 @@ def checked(inputs: Tensor, x: Tensor, threat: Threat, name: str) -> Tensor:
     if isinstance(threat, Ball) and (low < -1e-6 or high > 1 + 1e-6):
         raise ThreatError(f"images in [0,1] from attack {name!r}", f"[{low:.6g}, {high:.6g}]", "clamp to [0,1]")
     distance = threat.distance(inputs, x)
-    allowed = threat.size * (1 + 1e-5) + (
-        0 if threat_info(threat)["norm"] == "l0" else 2e-7 * max(1, x[0].numel() ** 0.5)
-    )  # type: ignore[index]
+    rounding = 0.0 if isinstance(threat, L0) else 2e-7 * max(1.0, x[0].numel() ** 0.5)
+    allowed = threat.size * (1 + 1e-5) + rounding
     if bool((distance > allowed).any()):
         worst = int(distance.argmax())
         raise ThreatError(

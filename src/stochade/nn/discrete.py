@@ -8,7 +8,7 @@ the forward (`forward_as`) for the length of a `with` block; training is not aff
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ def scope_of(model: object) -> Scope:
     return max(scopes, key=lambda scope: _ORDER[scope])  # never empty: a module is among its own modules
 
 
-def _declared(module: nn.Module) -> str | None:
+def _declared(module: nn.Module) -> Any:
     """The scope a module declares, when the declaration is about the forward that it has: a subclass that writes a
     forward (or `hard`) of its own and says nothing inherits no promise."""
     value = getattr(module, "scope", None)
