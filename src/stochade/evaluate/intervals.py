@@ -10,6 +10,9 @@ The examples are the clusters, the draws within one are exchangeable. Two target
 Both use the Korn-Graubard interval: Clopper-Pearson at the effective sample size p(1-p)/variance, with the
 degrees of freedom of the clusters. It is exact for independent examples with one draw, conservative elsewhere,
 and is the exact binomial interval where everything is right or everything is wrong.
+
+Noise that is drawn once per call ties the examples of a call together: 60 examples under 20 such draws are 20
+draws, not 1200. There the draws are clusters too (two-way clustering, Cameron, Gelbach and Miller 2011).
 """
 
 from dataclasses import asdict, dataclass
@@ -67,9 +70,19 @@ def binomial(successes: float, trials: float, confidence: float = CONFIDENCE) ->
 
 
 def mean(
-    right: np.ndarray, kind: str = "single", target: str = "population", confidence: float = CONFIDENCE
+    right: np.ndarray,
+    kind: str = "single",
+    target: str = "population",
+    confidence: float = CONFIDENCE,
+    shared: int | None = None,
 ) -> Estimate:
-    """The mean of right [N, draws] (bool) with its interval."""
+    """The mean of right [N, draws] (bool) with its interval.
+
+    Args:
+        shared: rows per block in which all examples saw the same noise in each draw (noise per call, scored in
+            chunks of so many); None: every example has noise of its own. One draw of shared noise says nothing
+            about its spread, so it has no limits.
+    """
     right = np.asarray(right)
     if right.ndim != 2:
         raise RecordsError("right [N, draws]", f"shape {right.shape}", "one row per example")
@@ -80,7 +93,11 @@ def mean(
         return Estimate(None, None, None, n, draws, target, kind)
     per_example = right.mean(1)
     value = float(per_example.mean())
-    if target == "test set":
+    if shared is not None:
+        if draws == 1:
+            return Estimate(value, None, None, n, draws, target, kind)
+        low, high = _shared(right, value, target, shared, confidence)
+    elif target == "test set":
         low, high = _test_set(per_example, value, draws, confidence)
     else:
         low, high = _population(per_example, value, draws, confidence)
@@ -107,6 +124,30 @@ def _test_set(per_example: np.ndarray, value: float, draws: int, confidence: flo
     return _korn_graubard(value, variance, n * draws, np.inf, confidence)
 
 
+def _of_draws(right: np.ndarray, block: int) -> tuple[float, int]:
+    """The variance of the mean that comes from draws shared by each block of rows, with its degrees of freedom."""
+    n, draws = right.shape
+    sums = np.stack([right[i : i + block].sum(0) for i in range(0, n, block)])  # [blocks, draws]
+    return float(sums.var(1, ddof=1).sum()) / draws / n**2, len(sums) * (draws - 1)
+
+
+def _shared(right: np.ndarray, value: float, target: str, block: int, confidence: float) -> tuple[float, float]:
+    n, draws = right.shape
+    variance, freedom = _of_draws(right, block)
+    if target == "test set":
+        if value not in (0.0, 1.0) and variance == 0:
+            return value, value
+        clusters, most = freedom + 1, np.inf
+    else:
+        rows = float(right.mean(1).var(ddof=1)) / n if n > 1 else 0.0
+        cells = float((right.var(1, ddof=1) / draws).sum()) / n**2  # counted in both
+        variance = max(rows, variance, rows + variance - cells)
+        clusters, most = min(n, freedom + 1), n * draws
+    if value in (0.0, 1.0):
+        return binomial(value * clusters, clusters, confidence)
+    return _korn_graubard(value, variance, max(clusters, 2), most, confidence)
+
+
 def _korn_graubard(
     value: float, variance: float, clusters: float, most: float, confidence: float
 ) -> tuple[float, float]:
@@ -122,8 +163,11 @@ def _korn_graubard(
     return binomial(value * size, size, confidence)
 
 
-def paired(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
-    """mean(first - second) over the same examples [N, draws each], with a t interval over examples.
+def paired(
+    first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE, shared: int | None = None
+) -> Estimate:
+    """mean(first - second) over the same examples [N, draws each], with a t interval over examples (and over draws
+    where they are `shared`, as in `mean`; the two sides have draws of their own).
 
     Where no example differs the interval comes from the rule of three on examples, never a point.
     """
@@ -137,10 +181,13 @@ def paired(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE
     if n == 0:
         return Estimate(None, None, None, 0, draws, kind="difference")
     value = float(difference.mean())
-    if n == 1:
-        return Estimate(value, None, None, 1, draws, kind="difference")
-    spread = float(difference.std(ddof=1)) / np.sqrt(n)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * spread
-    if spread == 0:
+    if n == 1 or (shared is not None and draws == 1):
+        return Estimate(value, None, None, n, draws, kind="difference")
+    variance, freedom = float(difference.var(ddof=1)) / n, n - 1
+    if shared is not None:
+        parts = [_of_draws(side, shared) for side in (first, second)]
+        variance, freedom = variance + sum(v for v, _ in parts), min(freedom, *(f for _, f in parts))
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * float(np.sqrt(variance))
+    if variance == 0:
         half = 1 - ((1 - confidence) / 2) ** (1 / n)
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), n, draws, kind="difference")

@@ -101,7 +101,7 @@ class Records:
         scored on the scoring draws.
         """
         right = self.right(attack, kind, threat, of)
-        estimate = intervals.mean(right, kind, target)
+        estimate = intervals.mean(right, kind, target, shared=self._shared() if kind == "single" else None)
         draws = self.draws
         return Estimate(estimate.value, estimate.low, estimate.high, estimate.examples, draws, target, kind)
 
@@ -157,7 +157,20 @@ class Records:
 
     def compare(self, first: str, second: str, threat=None) -> Estimate:
         """mean over examples of accuracy(first) - accuracy(second), paired, with an interval."""
-        return intervals.paired(self.right(first, threat=threat), self.right(second, threat=threat))
+        sides = self.right(first, threat=threat), self.right(second, threat=threat)
+        return intervals.paired(*sides, shared=self._shared())
+
+    def _shared(self) -> int | None:
+        """Examples that saw the same noise in each draw (a chunk), or None where every example has its own. A model
+        of unknown scope counts as one of shared noise if any of its answers ever changed."""
+        scope, chunk = self.meta.get("model", {}).get("scope"), self.meta.get("chunk")
+        if scope not in ("call", "unknown") or chunk is None:
+            return None
+        if scope == "unknown" and not any(
+            (r.predictions != r.predictions[:, :1]).any() for r in self.attacks.values()
+        ):
+            return None
+        return int(chunk)
 
     def prefix(self, name: str, contains: str = "") -> list[str]:
         """The attacks whose names start with `name`, in order."""
