@@ -11,6 +11,7 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,28 @@ def _function(name: str) -> Target:
         module = importlib.import_module(place)
     except ModuleNotFoundError as problem:
         raise UsageError(f"a module {place!r} that can be imported", str(problem), "run from its folder") from problem
+    except Exception as problem:
+        raise UsageError(f"a module {place!r} that imports without an error", _where(problem)) from problem
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
         hint = f"did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"a function in {place}", repr(attribute), hint)
     made = getattr(module, attribute)
-    model = made if isinstance(made, nn.Module) else made() if callable(made) else made
+    try:
+        model = made if isinstance(made, nn.Module) else made() if callable(made) else made
+    except Exception as problem:
+        raise UsageError(
+            f"{attribute}() to return a network", _where(problem), "it is called with no arguments"
+        ) from problem
     if not isinstance(model, nn.Module):
         raise UsageError(
             "a function that returns an nn.Module", type(model).__name__, "return the network in eval mode"
         )
     return Target(model, name, None, None, {"target": f"{place}:{attribute}", "class": type(model).__name__})
+
+
+def _where(problem: BaseException) -> str:
+    """An exception in the user's own code as one line, with the place it came from."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(problem).__name__}{place}: {str(problem).splitlines()[0] if str(problem) else ''}".rstrip(": ")

@@ -69,7 +69,7 @@ class Audit:
             published=self.published, chunk=o.chunk, workers=o.workers, eight_bit=self.eight_bit, device=o.device,
             show_progress=not o.quiet, meta=target.about | facts,
         )  # fmt: skip
-        page = build(result, out / "report.html", title=f"Audit of {self.target}")
+        page = build(result, out / "report.html")
         print(summary(result))
         print(f"report: {page}")
 

@@ -189,7 +189,8 @@ def _meta(records: Records) -> dict:
 
 
 def _title(records: Records, audit: Audit | None) -> str:
-    model = _named(_meta(records).get("model"))
+    meta = _meta(records)
+    model = _named(meta.get("target")) or _named(meta.get("model"))
     kind = "Audit" if audit else "Evaluation"
     return f"{kind} of {model}" if model else kind
 
