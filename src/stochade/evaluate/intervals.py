@@ -109,19 +109,17 @@ def _population(per_example: np.ndarray, value: float, draws: int, confidence: f
     if value in (0.0, 1.0) or n == 1:
         return binomial(value * n, n, confidence)
     variance = float(per_example.var(ddof=1)) / n
-    return _korn_graubard(value, variance, n, n * draws, confidence)
+    return _korn_graubard(value, variance, n - 1, n * draws, confidence)
 
 
 def _test_set(per_example: np.ndarray, value: float, draws: int, confidence: float) -> tuple[float, float]:
     n = len(per_example)
     if draws == 1:
         return value, value  # one draw says nothing about its own spread; deterministic models need none
-    if value in (0.0, 1.0):
-        return binomial(value * n * draws, n * draws, confidence)
     variance = float((per_example * (1 - per_example)).sum()) / (draws - 1) / n**2
-    if variance == 0:
-        return value, value
-    return _korn_graubard(value, variance, n * draws, np.inf, confidence)
+    if variance == 0:  # no example changed its answer yet
+        return binomial(value * n * draws, n * draws, confidence)
+    return _korn_graubard(value, variance, n * (draws - 1), np.inf, confidence)
 
 
 def _of_draws(right: np.ndarray, block: int) -> tuple[float, int]:
@@ -134,32 +132,29 @@ def _of_draws(right: np.ndarray, block: int) -> tuple[float, int]:
 def _shared(right: np.ndarray, value: float, target: str, block: int, confidence: float) -> tuple[float, float]:
     n, draws = right.shape
     variance, freedom = _of_draws(right, block)
-    if target == "test set":
-        if value not in (0.0, 1.0) and variance == 0:
-            return value, value
-        clusters, most = freedom + 1, np.inf
-    else:
+    most = np.inf
+    if target == "population":
         rows = float(right.mean(1).var(ddof=1)) / n if n > 1 else 0.0
         cells = float((right.var(1, ddof=1) / draws).sum()) / n**2  # counted in both
-        variance = max(rows, variance, rows + variance - cells)
-        clusters, most = min(n, freedom + 1), n * draws
-    if value in (0.0, 1.0):
-        return binomial(value * clusters, clusters, confidence)
-    return _korn_graubard(value, variance, max(clusters, 2), most, confidence)
+        variance, most = max(rows, variance, rows + variance - cells), n * draws
+        freedom = min(max(n - 1, 1), freedom)
+    if variance == 0:
+        return binomial(value * (freedom + 1), freedom + 1, confidence)
+    return _korn_graubard(value, variance, freedom, most, confidence)
 
 
 def _korn_graubard(
-    value: float, variance: float, clusters: float, most: float, confidence: float
+    value: float, variance: float, freedom: int, most: float, confidence: float
 ) -> tuple[float, float]:
-    """Clopper-Pearson at the effective size value (1 - value) / variance, at most `most`."""
+    """Clopper-Pearson at the effective size m = p (1 - p) / variance, times (t_(m-1) / t_freedom)^2 for a variance
+    that rests on few degrees of freedom, and at most `most` (after Korn and Graubard 1998). One draw of each example
+    has m = n exactly, and so have many draws that never differ."""
     from scipy.stats import t
 
-    size = value * (1 - value) / variance if variance > 0 else most
+    size = value * (1 - value) / variance * (freedom + 1) / freedom if variance > 0 else most
     tail = (1 - confidence) / 2
-    ratio = float(t.ppf(tail, max(size - 1, 1)) / t.ppf(tail, clusters - 1)) ** 2 if np.isfinite(size) else 1.0
+    ratio = float(t.ppf(tail, max(min(size, 1e9) - 1, freedom)) / t.ppf(tail, freedom)) ** 2
     size = min(size * ratio, most)
-    if not np.isfinite(size):
-        return value, value
     return binomial(value * size, size, confidence)
 
 
