@@ -83,7 +83,7 @@ def unit_bytes(ids: np.ndarray, labels: np.ndarray, record: AttackRecord, first:
         }
     )
     facts = {"schema": SCHEMA, "digest": digest, "info": record.info, "image_shape": shape}
-    table = table.replace_schema_metadata({"stochade": json.dumps(facts, sort_keys=True)})
+    table = table.replace_schema_metadata({"stochade": json.dumps(facts)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", use_dictionary=False)
     return sink.getvalue().to_pybytes()
