@@ -15,6 +15,7 @@ from torch import nn
 
 from stochade import checkpoint
 from stochade.errors import CheckpointError
+from stochade.files import write_atomically
 from stochade.nn import StochasticBinary
 from stochade.randomness import fingerprint
 from stochade.registry import MODELS, build
@@ -210,14 +211,14 @@ def test_models_without_a_description_and_facts_that_json_cannot_hold(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
     file = tmp_path / "a"
-    checkpoint.write_atomically(file, b"old")
+    write_atomically(file, b"old")
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(file, b"new")
+        write_atomically(file, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert file.read_bytes() == b"old"
 
@@ -226,7 +227,7 @@ def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path):
     """The writer alternates two contents until it is killed; a torn file would equal neither."""
     code = (
         "import sys, pathlib; sys.path[:0] = {path!r}\n"
-        "from stochade.checkpoint import write_atomically as w\n"
+        "from stochade.files import write_atomically as w\n"
         "f = pathlib.Path({file!r})\n"
         "while True:\n    w(f, b'a' * 3_000_000); w(f, b'b' * 3_000_000)\n"
     ).format(path=sys.path, file=str(tmp_path / "f"))

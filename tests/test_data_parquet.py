@@ -339,22 +339,6 @@ def test_a_cache_that_cannot_be_written(tmp_path):
         load(tmp_path / "s", cache=tmp_path / "file")
 
 
-def test_progress_is_silent_at_first_then_plain_and_can_be_turned_off(monkeypatch, capsys):
-    import stochade.data.progress as progress
-
-    with progress.Progress("decoding", 10) as bar:
-        bar.advance(5)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "_PATIENCE", 0.0)
-    with progress.Progress("decoding", 10) as bar:
-        bar.advance(4)
-        bar.advance(6)  # less than five seconds later
-    with progress.Progress("decoding", 10, shown=False) as bar:
-        bar.advance(4)
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "decoding: 4 of 10\n")
-
-
 # ---- bad files
 
 

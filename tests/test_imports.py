@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "stochade"
 
-GROUND = {"errors", "randomness", "describe", "progress"}
+GROUND = {"errors", "randomness", "describe", "progress", "files"}
 ALLOWED = {
     "errors": set(),
     "randomness": {"errors"},
     "describe": set(),
     "progress": set(),
+    "files": set(),
     "nn": GROUND,
     "models": GROUND | {"nn", "attacks"},  # known-answer models state their truth for a threat
     "data": GROUND | {"nn.discrete"},

@@ -7,8 +7,6 @@ the weights file, so that an edited `model.json` is noticed.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,27 +20,12 @@ from torch import Tensor, nn
 import stochade
 from stochade import registry
 from stochade.errors import CheckpointError, StochadeError
+from stochade.files import write_atomically
 from stochade.randomness import forked
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
 _SCHEMA = 1
 _TYPES = {str(t): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """After this, `path` holds all of `content`, or what it held before; never a part, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -3,66 +3,70 @@ a plain line now and then elsewhere. Always on stderr."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
+PATIENCE = 2.0  # seconds of silence
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
-class Ticker(Protocol):
-    def __call__(self, amount: float = 1.0, note: str = "") -> None: ...
-
-
-QUIET_SECONDS = 2.0  # nothing is shown before
-LINE_SECONDS = 15.0  # between plain lines
+Tick = Callable[..., None]  # tick(amount=1.0, note="")
 
 
 @contextmanager
-def progress(label: str, total: float, enabled: bool = True, done: float = 0.0) -> Iterator[Ticker]:
-    """A function to call as work gets done; `total` and amounts in any one unit.
+def progress(label: str, total: float, shown: bool = True, done: float = 0.0) -> Iterator[Tick]:
+    """A function `tick(amount, note)` to call as work gets done; `total` and amounts in any one unit.
 
     Args:
+        label: the work, in words.
+        shown: False keeps it silent.
         done: what an earlier run already did: shown, but not counted in the speed.
     """
-    if not enabled:
-        yield lambda amount=1.0, note="": None
-    elif sys.stderr.isatty():
-        with _bar(label, total, done) as tick:
-            yield tick
-    else:
-        yield _lines(label, total, done)
+    display = _Display(label, total, done)
+    try:
+        yield display.tick if shown else _silent
+    finally:
+        if display.bar is not None:
+            display.bar.stop()
 
 
-@contextmanager
-def _bar(label: str, total: float, done: float) -> Iterator[Ticker]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(label, total=total)
-        display.update(task, completed=done)
-
-        def tick(amount: float = 1.0, note: str = "") -> None:
-            display.update(task, advance=amount, description=f"{label} {note}".strip())
-
-        yield tick
+def _silent(amount: float = 1.0, note: str = "") -> None:
+    pass
 
 
-def _lines(label: str, total: float, done: float) -> Ticker:
-    start = time.monotonic()
-    state = {"done": done, "shown": start - LINE_SECONDS + QUIET_SECONDS}
+class _Display:
+    def __init__(self, label: str, total: float, done: float):
+        self.label, self.total, self.before, self.done = label, total, done, done
+        self.start = time.monotonic()
+        self.next = self.start + PATIENCE
+        self.bar: Any = None
+        self.task: Any = None
 
-    def tick(amount: float = 1.0, note: str = "") -> None:
-        state["done"] += amount
+    def tick(self, amount: float = 1.0, note: str = "") -> None:
+        self.done += amount
         now = time.monotonic()
-        if now - state["shown"] < LINE_SECONDS:
-            return
-        state["shown"] = now
-        fresh = state["done"] - done
-        share = state["done"] / total if total else 1.0
-        line = f"{label}: {100 * share:.0f} %"
-        if fresh > 0.02 * total:  # before that, start-up time would be extrapolated
-            line += f", about {(now - start) / fresh * (total - state['done']):.0f} s left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, description=f"{self.label} {note}".strip())
+        elif now >= self.next:
+            if sys.stderr.isatty():
+                self._start_bar()
+            else:
+                self._line(now, note)
+
+    def _line(self, now: float, note: str) -> None:
+        self.next = now + PLAIN_EVERY
+        line = f"{self.label}: {100 * self.done / self.total if self.total else 100:.0f} %"
+        fresh = self.done - self.before
+        if fresh > 0.02 * self.total:  # before that, start-up time would be extrapolated
+            line += f", about {(now - self.start) / fresh * (self.total - self.done):.0f} s left"
         print(f"{line} {note}".rstrip(), file=sys.stderr, flush=True)
 
-    return tick
+    def _start_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task(self.label, total=self.total)
+        self.bar.update(self.task, completed=self.done)
+        self.bar.start()

@@ -8,6 +8,7 @@ from stochade.audit.findings import Finding
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
 from stochade.evaluate.records import Records
+from stochade.files import write_atomically
 
 
 @dataclass
@@ -74,9 +75,7 @@ class Audit:
                 "found": self.found.as_dict(),
             },
         }
-        temporary = folder / "audit.json.part"
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(folder / "audit.json")
+        write_atomically(folder / "audit.json", (json.dumps(document, indent=1) + "\n").encode())
         return folder
 
     @classmethod

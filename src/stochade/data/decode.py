@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stochade.data.progress import Progress
 from stochade.errors import DataError
+from stochade.progress import Tick
 
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"))
 _DEEP = ("I", "F")  # modes that start so hold more than 8 bits
@@ -91,7 +91,7 @@ def decode_all(
     total: int,
     allocate: Callable[[tuple[int, int, int, int]], np.ndarray],
     size: int | None = None,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> tuple[np.ndarray, Found]:
     """Every image of every chunk, in order, written into one uint8 array [N,C,H,W].
 
@@ -111,17 +111,23 @@ def decode_all(
     first = next(iter(chunks()))
     sample, _ = decode_image(first.files[0], first.where(0), size)
     height, width = sample.shape[:2]
+    told: list[int] = []
+
+    def tell(count: int) -> None:
+        told.append(count)
+        if progress is not None:
+            progress(count)
+
     for channels in (1, 3) if sample.ndim == 2 else (3,):
         out = allocate((total, channels, height, width))
         try:
-            return out, _fill(out, chunks(), size, progress)
-        except _Coloured:
-            if progress is not None:
-                progress.advance(-progress.done)
+            return out, _fill(out, chunks(), size, tell)
+        except _Coloured:  # all over again, in colour
+            tell(-sum(told))
     raise RuntimeError("unreachable: RGB holds every image")
 
 
-def _fill(out: np.ndarray, chunks: Iterable[Chunk], size: int | None, progress: Progress | None) -> Found:
+def _fill(out: np.ndarray, chunks: Iterable[Chunk], size: int | None, tell: Callable[[int], None]) -> Found:
     found, start = Found(), 0
     workers = _cores()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
@@ -130,8 +136,7 @@ def _fill(out: np.ndarray, chunks: Iterable[Chunk], size: int | None, progress: 
         def finish() -> None:
             count, formats = waiting.pop(0).result()
             found.formats.update(formats)
-            if progress is not None:
-                progress.advance(count)
+            tell(count)
 
         try:
             for chunk in _of_size(chunks):

@@ -11,8 +11,8 @@ from stochade.data.cache import cache_home, cached_pixels, key_of
 from stochade.data.decode import Chunk, decode_all
 from stochade.data.images import Images
 from stochade.data.parquet import note_of
-from stochade.data.progress import Progress
 from stochade.errors import DataError
+from stochade.progress import progress as show_progress
 
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -77,7 +77,7 @@ class ClassFolders:
 
         def build(allocate) -> dict[str, Any]:
             chunk = Chunk(files, lambda i: str(files[i]))
-            with Progress(f"decoding {self.title} {split}", len(files), progress) as bar:
+            with show_progress(f"decoding {self.title} {split}", len(files), progress) as bar:
                 _, found = decode_all(lambda: [chunk], len(files), allocate, size, bar)
             return {"formats": dict(found.formats)}
 

@@ -14,8 +14,8 @@ import numpy as np
 from stochade.data.cache import cache_home, cached_pixels, key_of
 from stochade.data.decode import Chunk, decode_all
 from stochade.data.images import Images, checked_labels
-from stochade.data.progress import Progress
 from stochade.errors import DataError
+from stochade.progress import progress as show_progress
 
 _SHARD = re.compile(r"^(?P<split>.+?)(-(?P<i>\d{5})-of-(?P<n>\d{5})(-[0-9a-f]+)?)?\.parquet$")
 _IMAGE_COLUMNS = ("image", "img")
@@ -78,7 +78,7 @@ class ParquetFolder:
         classes = shards[0].classes()
 
         def build(allocate) -> dict[str, Any]:
-            with Progress(f"decoding {self.title} {split}", sum(counts), progress) as bar:
+            with show_progress(f"decoding {self.title} {split}", sum(counts), progress) as bar:
                 _, found = decode_all(lambda: _chunks(shards), sum(counts), allocate, size, bar)
             return {"formats": dict(found.formats)}
 

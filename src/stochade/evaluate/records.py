@@ -163,7 +163,8 @@ class Records:
     def _shared(self) -> int | None:
         """Examples that saw the same noise in each draw (a chunk), or None where every example has its own. A model
         of unknown scope counts as one of shared noise if any of its answers ever changed."""
-        scope, chunk = self.meta.get("model", {}).get("scope"), self.meta.get("chunk")
+        model, chunk = self.meta.get("model"), self.meta.get("chunk")
+        scope = model.get("scope") if isinstance(model, dict) else None
         if scope not in ("call", "unknown") or chunk is None:
             return None
         if scope == "unknown" and not any(

@@ -19,8 +19,9 @@ from stochade.describe import describe, digest, fingerprint_model, provenance
 from stochade.errors import BudgetError, ModelError, RecordsError
 from stochade.evaluate.records import CLEAN, SCHEMA, WORST, AttackRecord, Records
 from stochade.evaluate.source import Source
-from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_atomically, write_json
+from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_json
 from stochade.evaluate.unit import Settings, attack_info, run_unit
+from stochade.files import write_atomically
 from stochade.nn.discrete import scope_of
 from stochade.progress import progress
 

@@ -8,7 +8,6 @@ moment and goes on where it stood with the same final bytes.
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from stochade.errors import RecordsError
 from stochade.evaluate.records import SCHEMA, AttackRecord, Records
+from stochade.files import write_atomically
 
 COLUMNS = ("id", "label", "predictions", "selection", "vote_logits", "vote_probabilities", "distance", "value")
 
@@ -29,17 +29,6 @@ def slug(name: str) -> str:
 
 def unit_path(folder: Path, attack: str, chunk: int) -> Path:
     return folder / "records" / slug(attack) / f"{chunk:05d}.parquet"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All of the bytes or nothing, also when the machine dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, document: object) -> None:

@@ -6,7 +6,7 @@ the forward (`forward_as`) for the length of a `with` block; training is not aff
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,7 +123,25 @@ def _resolve(layer: Discrete, choice, table: Mapping, kind: str, lenient: bool):
 
 
 @contextmanager
-def backward_as(model: nn.Module, choices: Mapping[Selector, "Surrogate | str"]) -> Iterator[None]:
+def _swapped(model: nn.Module, choices: Mapping, slot: str, table: str, kind: str) -> Iterator[None]:
+    """Put choices (or what their names stand for in each layer's `table`) into `slot`, and take them out again."""
+    plan = [
+        (layer, _resolve(layer, choice, getattr(layer, table), kind, selector == "*"))
+        for selector, choice in choices.items()
+        for layer in _selected(model, selector)
+    ]
+    before = [(layer, getattr(layer, slot)) for layer, _ in plan]
+    try:
+        for layer, chosen in plan:
+            if chosen is not None:
+                setattr(layer, slot, chosen)
+        yield
+    finally:
+        for layer, previous in reversed(before):
+            setattr(layer, slot, previous)
+
+
+def backward_as(model: nn.Module, choices: Mapping[Selector, "Surrogate | str"]) -> AbstractContextManager[None]:
     """Swap backwards for the length of the block; the previous ones come back, also after an exception.
 
     Args:
@@ -138,42 +156,17 @@ def backward_as(model: nn.Module, choices: Mapping[Selector, "Surrogate | str"])
     Example:
         >>> with backward_as(model, {"*": "soft"}): ...
     """
-    plan = [
-        (layer, _resolve(layer, choice, layer.substitutes, "substitute", selector == "*"))
-        for selector, choice in choices.items()
-        for layer in _selected(model, selector)
-    ]
-    before = [(layer, layer._backward) for layer, _ in plan]
-    try:
-        for layer, surrogate in plan:
-            if surrogate is not None:
-                layer._backward = surrogate
-        yield
-    finally:
-        for layer, previous in reversed(before):
-            layer._backward = previous
+    return _swapped(model, choices, "_backward", "substitutes", "substitute")
 
 
-@contextmanager
-def forward_as(model: nn.Module, choices: Mapping[Selector, "Callable[[Tensor], Tensor] | str"]) -> Iterator[None]:
+def forward_as(
+    model: nn.Module, choices: Mapping[Selector, "Callable[[Tensor], Tensor] | str"]
+) -> AbstractContextManager[None]:
     """Swap forwards (for instance the mean field of a Bernoulli unit) for the length of the block.
 
     Arguments and errors as in `backward_as`, with the layer's `relaxed` table.
     """
-    plan = [
-        (layer, _resolve(layer, choice, layer.relaxed, "relaxed forward", selector == "*"))
-        for selector, choice in choices.items()
-        for layer in _selected(model, selector)
-    ]
-    before = [(layer, layer._forward) for layer, _ in plan]
-    try:
-        for layer, forward in plan:
-            if forward is not None:
-                layer._forward = forward
-        yield
-    finally:
-        for layer, previous in reversed(before):
-            layer._forward = previous
+    return _swapped(model, choices, "_forward", "relaxed", "relaxed forward")
 
 
 class Foreign(nn.Module):

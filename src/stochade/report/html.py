@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import stochade
 from stochade.audit.result import Audit
 from stochade.evaluate.records import CLEAN, KINDS, Records
+from stochade.files import write_atomically
 from stochade.report import figures
 from stochade.report.headline import headline, spoken
 from stochade.report.pictures import gallery
@@ -56,10 +56,7 @@ def build(audit: Audit | Records, out: str | Path, title: str | None = None) -> 
     if out.is_dir() or not out.suffix:
         out = out / "report.html"
     text = _render(records, known, title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, out)
+    write_atomically(out, text.encode())
     return out
 
 

@@ -16,8 +16,8 @@ from stochade import checkpoint
 from stochade.errors import ModelError
 from stochade.nn import slope_annealing
 from stochade.nn.binary import _SlopedUnit
+from stochade.progress import progress as show_progress
 from stochade.randomness import forked, seed_for
-from stochade.train.bar import progress_bar
 from stochade.train.checks import LabelledImages, check, checked_labels, probe
 from stochade.train.fabric import make_fabric, quiet
 from stochade.train.objectives import Standard, TrainingObjective
@@ -81,7 +81,7 @@ def train(
         device: "cpu", "cuda", "cuda:1" or "mps".
         precision: None or "32-true", "16-mixed", "bf16-mixed" (Lightning Fabric's names). The loss scale of
             "16-mixed" starts anew when a run is resumed, so there the bits may differ.
-        progress: a bar on standard error, when it is a terminal.
+        progress: on standard error.
         optimizer: called as `optimizer(parameters, lr=lr)`.
         slope: epoch -> slope for binary units with `anneal`; None leaves slopes alone.
 
@@ -122,7 +122,7 @@ def train(
             resumed = len(state.epochs)
             forward, stepper = fabric.setup(model, made)
             run = _Run(fabric, model, forward, stepper, objective, seed, batch, slope, classes)
-            with progress_bar(progress, resumed, epochs) as advance:
+            with show_progress("training", epochs, progress, min(resumed, epochs)) as tick:
                 for epoch in range(resumed, epochs):
                     told = run.epoch(epoch, train_images, validation_images)
                     if not state.epochs or _rank(told) > _rank(state.epochs[state.best or 0]):
@@ -130,7 +130,7 @@ def train(
                     state.epochs.append(told)
                     if folder is not None:
                         save_state(folder, model, made, state, settings)
-                    advance(told)
+                    tick(1, f"validation {100 * told.validation_accuracy:.1f} %")
             checkpoint.load_into(model, state.best_tensors)
             history = History(tuple(state.epochs), state.best or 0, resumed)
             if folder is not None and isinstance(getattr(model, "description", None), dict):

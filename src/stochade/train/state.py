@@ -18,8 +18,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stochade.checkpoint import load_into, tensors_of, write_atomically
+from stochade.checkpoint import load_into, tensors_of
 from stochade.errors import CheckpointError
+from stochade.files import write_atomically
 
 STATE, METRICS = "state.safetensors", "metrics.jsonl"
 
