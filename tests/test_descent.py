@@ -396,6 +396,28 @@ def test_double_precision_and_vectors_work():
     assert z.shape == (6, 9)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+def test_momentum_is_the_papers_recursion(momentum):
+    """Dong et al. 2018, algorithm 1, written out: g <- mu g + grad / mean|grad| (their l1 norm up to a constant)."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    x, y = data(10, classes=3)
+    x = x.double()
+    z, velocity = x.clone(), torch.zeros_like(x)
+    for _ in range(6):
+        leaf = z.clone().requires_grad_()
+        (g,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        velocity = momentum * velocity + g / g.abs().mean((1, 2, 3), keepdim=True)
+        z = torch.minimum(torch.maximum(z + 0.1 * velocity.sign(), x - 0.3), x + 0.3).clamp(0, 1)
+    parts = {"step_size": 0.1, "keep": "last", "drop_fooled": False}
+    attack = MIFGSM(0.3, 6, momentum, **parts)
+    torch.testing.assert_close(attack(model, x, y), z)
+    if momentum:
+        assert not torch.allclose(
+            attack(model, x, y), BIM(0.3, 6, step_size=0.1, keep="last", drop_fooled=False)(model, x, y)
+        )
+
+
 def test_named_attacks_are_the_same_loop():
     assert FGSM(0.3).threat == Linf(0.3)
     assert (FGSM(0.3).steps, FGSM(0.3).step) == (1, None)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 import oracles
 from stochade.errors import RecordsError
@@ -102,6 +102,21 @@ def test_shared_noise_in_blocks_has_more_draws_and_narrower_limits():
     assert ten.high - ten.low < 4.5 * np.sqrt(sums.var(1, ddof=1).sum() / 20) / 200
     certain = mean(np.ones((60, 20), bool), shared=60)
     np.testing.assert_allclose((certain.low, certain.high), oracles.clopper_pearson(20, 20, 0.95), atol=1e-9)
+
+
+def test_two_way_variance_counts_the_cells_once():
+    """Cameron, Gelbach and Miller: V = V_examples + V_draws - V_cells, here from the table itself."""
+    right = next(simulate("call", 1, 40, 10, 7))[0].astype(float)
+    n, draws = right.shape
+    rows = right.mean(1).var(ddof=1) / n
+    columns = right.mean(0).var(ddof=1) / draws
+    cells = sum(row.var(ddof=1) / draws for row in right) / n**2
+    total, p = rows + columns - cells, right.mean()
+    freedom = draws - 1
+    size = p * (1 - p) / total * (freedom + 1) / freedom
+    size *= (t.ppf(0.025, max(size - 1, freedom)) / t.ppf(0.025, freedom)) ** 2
+    e = mean(right, shared=n)
+    assert (e.low, e.high) == pytest.approx(binomial(p * size, size), abs=1e-12)
 
 
 def test_one_draw_of_shared_noise_has_no_limits():

@@ -92,6 +92,9 @@ def test_zero_gradient_moves_nothing(kind):
     x0 = images(3)
     for size in (None, 1.0):
         assert torch.equal(kind(1.0).steepest(torch.zeros_like(x0), x0, x0, size), torch.zeros_like(x0))
+    if kind in (Linf, L2, L1):  # l0 starts anew in every step
+        x = kind(1.0).start(x0, stream(3))
+        torch.testing.assert_close(kind(1.0).move(torch.zeros_like(x0), x, x0, 0.5), x)
 
 
 kinds = st.sampled_from([Linf, L2, L1, L0])
