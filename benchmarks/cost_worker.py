@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
-from models import Network, layers
+from models import Network
 
 STEPS = 10
 Attack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -95,26 +95,21 @@ CONTENDERS: dict[str, Attack] = {
     "stochade": stochade(),
     "stochade keep=last": stochade(keep="last"),
     "stochade drop_fooled=False": stochade(drop_fooled=False),
-    "stochade drop_fooled=False keep=last": stochade(drop_fooled=False, keep="last"),
     "torchattacks": torchattacks,
     "foolbox": foolbox,
     "ART": art,
     "adv-lib": adv_lib,
-    "floor": floor,
+    "floor again": floor,
 }
 PACKAGES = ("torch", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "adv-lib", "numpy", "stochade")
 
 
 def load(folder: Path, name: str) -> tuple[nn.Module, Tensor, Tensor, float]:
-    """A case as pgd_cost.py has written it: weights, images, labels, budget, kind of model."""
+    """A case as pgd_cost.py has written it: weights, images, labels, budget."""
     with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files}
-    model: nn.Module = Network()
+    model = Network()
     model.load_state_dict({k[2:]: v for k, v in arrays.items() if k.startswith("w:")})
-    if int(arrays["sequential"]):
-        plain = layers()
-        plain.load_state_dict({k.removeprefix("layers."): v for k, v in model.state_dict().items()})
-        model = plain
     return model.eval(), arrays["images"], arrays["labels"], float(arrays["eps"])
 
 

@@ -60,16 +60,11 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = layers()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.ReLU(),
+            nn.Conv2d(32, 64, 5, stride=2, padding=2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, CLASSES),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
-
-
-def layers() -> nn.Sequential:
-    """The same network from `torch.nn` parts alone."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 5, stride=2, padding=2), nn.ReLU(),
-        nn.Conv2d(32, 64, 5, stride=2, padding=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(64 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, CLASSES),
-    )  # fmt: skip
