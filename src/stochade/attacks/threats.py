@@ -214,12 +214,14 @@ class L1(Ball):
     name = "l1"
 
     def move(self, gradient, x, x0=None, size=None):
-        """Whole budget: the coordinates with the largest gradient go to their bound until eps is spent (a
-        fractional knapsack, so exact). A step of `size` does the same from x, then projects."""
+        """Whole budget: the coordinates with the largest gradient go to their bound until eps is spent (a fractional
+        knapsack, so exact). A step of `size` does the same from x, and pays for what then exceeds eps by taking back
+        the changes that the gradient wants least. That reaches the optimum of a linear model from anywhere, where
+        the Euclidean projection takes from all changes alike and ends several percent short."""
+        base = x if x0 is None else x0
         if size is None:
-            base = x if x0 is None else x0
             return (base + _fill(gradient, base, self.eps)).clamp_(0, 1)
-        return self.project(x + _fill(gradient, x, size), x if x0 is None else x0)
+        return (base + _shed(gradient, x + _fill(gradient, x, size) - base, self.eps)).clamp_(0, 1)
 
     def project(self, x, x0, rounds: int = 50):
         delta, low, high = _rows(x - x0), -_rows(x0), 1 - _rows(x0)
@@ -265,6 +267,17 @@ def _fill(gradient: Tensor, base: Tensor, budget: float) -> Tensor:
     amount = torch.minimum(sorted_room, (budget - spent_before).clamp_min(0))
     change = torch.zeros_like(g).scatter_(1, order, amount)
     return (change * g.sign()).view_as(base)
+
+
+def _shed(gradient: Tensor, change: Tensor, budget: float) -> Tensor:
+    """The change with its least wanted parts taken back until its absolute sum is the budget: exactly the largest
+    <gradient, change> that shrinking entries can keep."""
+    g, d = _rows(gradient), _rows(change)
+    excess = (d.abs().sum(1, keepdim=True) - budget).clamp_min(0)
+    order = (g * d.sign()).argsort(dim=1, stable=True)
+    amount = d.abs().gather(1, order)
+    taken = torch.minimum(amount, (excess - (amount.cumsum(1) - amount)).clamp_min(0))
+    return (d - d.sign() * torch.zeros_like(d).scatter_(1, order, taken)).view_as(change)
 
 
 @dataclass(frozen=True)
