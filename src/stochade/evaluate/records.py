@@ -130,8 +130,10 @@ class Records:
         pick = self.worst_choice(threat)
         rows = np.arange(len(self))
         stacked = np.stack([self.attacks[n].predictions for n in names])[pick, rows]
-        chosen = None if of == "predictions" else np.stack([votes(self.attacks[n]) for n in names])[pick, rows]
-        return stacked, chosen
+        if of == "predictions":
+            return stacked, None
+        table = [v for n in names if (v := votes(self.attacks[n])) is not None]
+        return stacked, np.stack(table)[pick, rows]
 
     def within(self, threat=None) -> list[str]:
         """The attacks that "worst" chooses among: clean, and all whose threat lies inside `threat`.
