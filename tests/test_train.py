@@ -28,7 +28,6 @@ from stochade.errors import (
     ModelError,
     UsageError,
 )
-from stochade.nn import StochasticBinary
 from stochade.randomness import fingerprint
 from stochade.registry import build
 from stochade.train import Adversarial, Epoch, Standard, adversarial, standard, train
