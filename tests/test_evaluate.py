@@ -84,8 +84,9 @@ def test_resuming_gives_the_same_bytes_and_does_not_work_twice(tmp_path, monkeyp
     assert contents(tmp_path / "whole") == contents(tmp_path / "broken")
 
 
-def test_kill_minus_nine_midway(tmp_path):
-    """The real thing: SIGKILL while units are being written, then the same command again."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_minus_nine_midway(tmp_path, workers):
+    """The real thing: SIGKILL while units are being written, then the same command again. No worker may stay."""
     script = tmp_path / "job.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -96,16 +97,22 @@ def test_kill_minus_nine_midway(tmp_path):
             def forward(self, x):
                 time.sleep(0.02)
                 return super().forward(x)
-        t.run(sys.argv[1], model=t.CoinFlip(Slow()).eval())
-        """)
+        if __name__ == "__main__":
+            t.run(sys.argv[1], model=t.CoinFlip(Slow()).eval(), workers=WORKERS)
+        """).replace("WORKERS", str(workers))
     )
     command = [sys.executable, str(script), str(tmp_path / "killed")]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.time() + 60
     while len(list((tmp_path / "killed").rglob("*.parquet"))) < 3 and time.time() < deadline:
         time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    pids = children.read_text().split() if children.exists() else []
     process.send_signal(signal.SIGKILL)
     process.wait()
+    while [pid for pid in pids if Path(f"/proc/{pid}").exists()] and time.time() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "orphaned workers"
     done = len(contents(tmp_path / "killed"))
     assert 3 <= done < 12, "the process should have been killed midway"
     subprocess.run(command, check=True)

@@ -1,11 +1,15 @@
 """Run attacks on a model over data and keep raw records: in this process or in workers, resumable, seeded."""
 
+import json
 import multiprocessing
+import os
 import pickle
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +154,6 @@ def fingerprint_data(source: Source) -> str:
 
 def _open(folder: Path, config: dict) -> None:
     """Start or take up a run; refuses a folder with another one."""
-    import json
-
     path = folder / "run.json"
     if path.is_file():
         try:
@@ -241,8 +243,17 @@ def _here(job: _Job, units: list[tuple[str, int]]):
 _worker_job: _Job | None = None
 
 
+def _leave_with_parent() -> None:
+    """Workers of a parent that was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
 def _start_worker(payload: bytes, threads: int) -> None:
     global _worker_job
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker_job = pickle.loads(payload)  # sent by our own parent process, never read from a file
 
