@@ -124,7 +124,7 @@ class Linf(Ball):
     def project(self, x, x0):
         if not math.isfinite(self.eps):
             return x.clamp(0, 1)
-        return torch.minimum(torch.maximum(x, x0 - self.eps), x0 + self.eps).clamp_(0, 1)
+        return torch.clamp(x, x0 - self.eps, x0 + self.eps).clamp_(0, 1)
 
     def start(self, x0, generator):
         eps = min(self.eps, 1.0)
