@@ -22,7 +22,7 @@ help:
 	@echo "make lint       ruff and pyright"
 
 demo: $(STAMP)
-	$(BIN)/stochade audit digits-gated --workers 2 --out runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/stochade audit digits-gated --workers 2 --out runs/demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
