@@ -245,14 +245,15 @@ def main() -> None:
     if arguments.only:
         print("\n" + json.dumps(here(arguments.only)))
         return
-    from provenance import provenance
+    from provenance import commit, provenance
 
+    source = commit()
     answers = here(["stochade"])
     if PEERS.exists():
         answers |= there([name for name in LIBRARIES if name != "stochade"])
     else:
         print("no .venv-peers: run benchmarks/peers/setup.sh to see the peers", file=sys.stderr)
-    result = {"answers": answers, "provenance": provenance(seed=0)}
+    result = {"answers": answers, "provenance": provenance(commit=source, seed=0)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "bad_inputs.json").write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)

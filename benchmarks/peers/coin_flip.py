@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import coin_flip_problem, margin_over_budget
 
-from provenance import ROOT, as_lines, provenance
+from provenance import ROOT, as_lines, commit, provenance
 
 EPS = 1e-6
 ERROR = 0.1
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "peers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    source = commit()
     model, images, labels = coin_flip_problem()
     model.eval()
     factor = margin_over_budget(model, images, labels, EPS)
@@ -177,7 +178,7 @@ def main() -> None:
         "margin over budget": factor,
         "peers": peers,
         "stochade": stochade_rows(model, images, labels),
-        "provenance": provenance(seeds=f"0 to {SEEDS - 1}", peers=versions),
+        "provenance": provenance(commit=source, seeds=f"0 to {SEEDS - 1}", peers=versions),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "coin_flip.json").write_text(json.dumps(result, indent=1) + "\n")
