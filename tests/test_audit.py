@@ -57,6 +57,13 @@ def test_broken_models_are_found_out(name, check):
     assert finding.source
 
 
+def test_kept_state_is_not_mistaken_for_a_generator():
+    result = audited("integrate-and-fire-stateful")
+    finding = next(f for f in result.findings if f.check == "keeps-state")
+    assert "keeps state between calls" in finding.title
+    assert "random" not in names(result)
+
+
 def test_zero_gradient_headline():
     """Looks 100 % robust under FGSM; the gradient-free attack must find well below."""
     result = audited("zero-gradient")
@@ -198,6 +205,7 @@ def test_probes_measure_scope_state_and_gradient():
     own = probe_model(OwnGenerator().eval(), x, y)
     assert own["random"]
     assert own["differs_at_equal_seed"]
+    assert own["differs_at_equal_state"]
     assert not own["uses_global_generators"]
 
 

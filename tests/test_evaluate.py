@@ -288,3 +288,38 @@ def test_diff_is_paired(tmp_path):
 def test_top_level_names():
     for name in stochade.__all__:
         assert getattr(stochade, name) is not None
+
+
+def test_worst_is_no_higher_than_the_best_attack_but_for_noise():
+    """Where attacks differ little, choosing per example would chase luck and fall back to the clean images."""
+    from stochade.evaluate.records import choose_worst
+
+    g, examples_ = np.random.default_rng(0), np.arange(300)
+    for levels in ([0.04, 0.045, 0.06, 0.9], [0.33, 0.34, 0.35, 0.98], [0.9] * 5):
+        truth = np.array(levels)[:, None] * np.ones((1, 300))
+        chosen = [
+            truth[
+                choose_worst(g.random((*truth.shape, draws)) < truth[:, :, None], last=len(levels) - 1), examples_
+            ].mean()
+            for draws in (5, 20)
+            for _ in range(20)
+        ]
+        assert np.mean(chosen) <= min(levels) + 0.01
+
+
+def test_worst_takes_each_attack_where_it_wins():
+    from stochade.evaluate.records import choose_worst
+
+    truth = np.full((3, 300), 0.9)
+    truth[0, :150] = truth[1, 150:] = 0.1
+    right = np.random.default_rng(0).random((3, 300, 20)) < truth[:, :, None]
+    assert truth[choose_worst(right, last=2), np.arange(300)].mean() < 0.11
+
+
+def test_diff_scores_the_common_examples_only():
+    x, y = examples(60)
+    first = evaluate(Base(), x, y, {"a": FGSM(0.2)}, show_progress=False)
+    second = evaluate(Base(), x[:20], y[:20], {"a": FGSM(0.2)}, show_progress=False)
+    for row in compare_runs(first, second):
+        assert row.first == row.second
+        assert row.difference.examples == 20

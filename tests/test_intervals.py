@@ -8,6 +8,7 @@ from scipy.stats import binom, norm, t
 
 import oracles
 from stochade.errors import RecordsError
+from stochade.evaluate import intervals
 from stochade.evaluate.intervals import Estimate, binomial, mean, paired
 
 
@@ -115,8 +116,36 @@ def test_two_way_variance_counts_the_cells_once():
     freedom = draws - 1
     size = p * (1 - p) / total * (freedom + 1) / freedom
     size *= (t.ppf(0.025, max(size - 1, freedom)) / t.ppf(0.025, freedom)) ** 2
+    found = intervals._shared(right, p, "population", n, 0.95)  # before the rule for edges, which widens
+    assert found == pytest.approx(binomial(p * size, size), abs=1e-12)
     e = mean(right, shared=n)
-    assert (e.low, e.high) == pytest.approx(binomial(p * size, size), abs=1e-12)
+    assert e.low <= found[0]
+    assert found[1] <= e.high
+
+
+@pytest.mark.parametrize(
+    ("always", "chance", "count"), [(0.02, 0.02, 40), (0.03, 0.01, 40), (0.05, 0.02, 40), (0.02, 0.02, 100)]
+)
+def test_few_images_unlike_the_rest_are_covered(always, chance, count):
+    """A few images always right, the rest almost never: the variance of the rows seen misses those not seen. Without
+    the rule for edges these cover 63 to 87 %. 400 runs at 95 %: below 92 % in 0.5 % of honest tests."""
+    g, truth, held = np.random.default_rng(0), always + (1 - always) * chance, 0
+    for _ in range(400):
+        p = np.where(g.random(count) < always, 1.0, chance)
+        for right, target in (
+            (g.random((count, 20)) < p[:, None], truth),
+            (g.random((count, 20)) >= p[:, None], 1 - truth),
+        ):
+            e = mean(right)
+            held += e.low <= target <= e.high
+    assert held >= 0.92 * 800
+
+
+def test_one_right_answer_never_narrows_the_interval():
+    """0 of 200 right, then 1 of 200: the upper limit may not fall."""
+    none, one = np.zeros((40, 5), bool), np.arange(200).reshape(40, 5) == 7
+    assert mean(one).high >= mean(none).high
+    assert mean(one, shared=40).high >= mean(none, shared=40).high
 
 
 def test_one_draw_of_shared_noise_has_no_limits():

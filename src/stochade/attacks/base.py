@@ -228,8 +228,8 @@ def probe(
         detail = str(problem).strip().split("\n")[0] or type(problem).__name__
         raise ModelError(
             "a model that takes these images",
-            f"{type(problem).__name__} at {tuple(few.shape)}: {detail}",
-            "check channels, size and device",
+            f"{type(problem).__name__} at {tuple(few.shape)} {few.dtype}: {detail}",
+            "check channels, size, dtype and device",
         ) from problem
     logits = check_logits(logits, len(few))
     classes = logits.shape[1]

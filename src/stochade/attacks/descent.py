@@ -39,8 +39,9 @@ class Descent(Attack):
         random_start: start at `threat.start` instead of the image.
         restarts: independent runs; the one with the highest mean objective (fresh draws on random models) wins.
         momentum: decay of the accumulated gradient, each normalised by its mean absolute value (Dong et al. 2018).
-        keep: "best" point by mean objective, or the "last" one; None: best on deterministic models, last on
-            random ones, where the best of noisy values is mostly luck.
+        keep: "best" point by mean objective, or the "last" one. None: the last, where fooled examples leave (no point
+            before it fooled the model, so an unseen one cannot be worse) and where values are noisy (the best of
+            them is mostly luck); the best on deterministic models when nobody leaves.
         drop_fooled: examples that are fooled beyond doubt leave. Off for transfer, detection and training.
         goal: "any" wrong class or the "least-likely" one on the clean image.
 
@@ -91,7 +92,9 @@ class Descent(Attack):
         return size if size < 1e9 else 2.5 / self.steps  # eps=inf: the box is the budget
 
     def cost(self) -> tuple[int, int]:
-        looks = max(10, getattr(self.gradient, "draws", 1)) * (self.keep != "last" or self.restarts > 1)
+        looks = max(10, getattr(self.gradient, "draws", 1)) * (
+            self.keep == "best" or (self.keep is None and not self.drop_fooled) or self.restarts > 1
+        )
         per_run = self.steps * self.gradient.forwards + looks
         return (self.restarts * per_run, self.restarts * self.steps * self.gradient.backwards)
 
@@ -146,7 +149,7 @@ class _State:
             self.forwards[rows] += a.gradient.forwards
             self.backwards[rows] += a.gradient.backwards
             self._note(rows, value)
-            keep_best = a.keep == "best" or (a.keep is None and self.watch.deterministic)
+            keep_best = self._keeps_best()
             if keep_best:
                 better = value > best_value
                 best = torch.where(_wide(better, x), x, best)
@@ -168,7 +171,7 @@ class _State:
                 gradient = velocity
             x = _move(a.threat, gradient, x, x0, a.step)
         x = a.threat.project(x, x0)
-        keep_best = a.keep == "best" or (a.keep is None and self.watch.deterministic)
+        keep_best = self._keeps_best()
         if keep_best or a.restarts > 1:
             last_value = self._look(x, y, targets, rows)
             if keep_best:
@@ -179,6 +182,10 @@ class _State:
             self.found[rows[improved]], self.value[rows[improved]] = x[improved], last_value[improved]
         else:
             self.found[rows] = x
+
+    def _keeps_best(self) -> bool:
+        a = self.attack
+        return a.keep == "best" or (a.keep is None and self.watch.deterministic and not a.drop_fooled)
 
     def _take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if len(rows) == len(self.x0):

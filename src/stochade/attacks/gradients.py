@@ -58,7 +58,7 @@ class Gradient(Protocol):
 
 def _whole(value: object, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BudgetError(f"a whole number {name} >= {least}", repr(value), f"pass {name}={max(least, 20)}, say")
+        raise BudgetError(f"a whole number {name} >= {least}", repr(value), f"pass {name}={20 if least else 0}, say")
     return value
 
 

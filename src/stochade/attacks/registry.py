@@ -49,7 +49,7 @@ def parse_attack(text: str, threat: Ball) -> Attack:
     Raises:
         UsageError: an unknown attack or option. BudgetError: a value that makes no sense.
     """
-    name, *pairs = text.split()
+    name, *pairs = text.split() or [""]
     if name not in ATTACKS:
         near = difflib.get_close_matches(name, ATTACKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(ATTACKS)}"

@@ -322,7 +322,7 @@ def state(e: Evidence) -> Finding | None:
     """The same input under the same seed must give the same output."""
     if not e.probes["differs_at_equal_seed"]:
         return None
-    own = e.probes["random"] and not e.probes["uses_global_generators"]
+    own = e.probes["differs_at_equal_state"]
     title = (
         "the model draws from a generator of its own: no seed repeats its outputs"
         if own

@@ -50,9 +50,14 @@ def _is(model: object) -> bool:
 
 
 def _outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
-    before = fingerprint()
-    draws = torch.stack([check_logits(model(x), len(x)) for _ in range(DRAWS)])
-    consumes = fingerprint() != before
+    consumes, drawn = False, []
+    for draw in range(DRAWS):  # each from the same state: what a model remembers is no randomness
+        with untouched(model):
+            reseed(seed_for(seed, "draw", draw))
+            before = fingerprint()
+            drawn.append(check_logits(model(x), len(x)))
+            consumes = fingerprint() != before
+    draws = torch.stack(drawn)
     predictions = draws.argmax(-1)
     spread = float((draws - draws[0]).abs().max())
     reseed(seed_for(seed, "state"))
@@ -60,6 +65,11 @@ def _outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
     reseed(seed_for(seed, "state"))
     second = model(x)
     repeats = bool(torch.equal(first, second))
+    restored = []
+    for _ in range(2):
+        with untouched(model):
+            reseed(seed_for(seed, "state"))
+            restored.append(model(x))
     same_rows = model(x[:1].repeat(16, *(1,) * (x.dim() - 1)))
     rows_differ = bool((same_rows - same_rows[:1]).abs().max() > 1e-4 * max(1.0, float(same_rows.abs().max())))
     reseed(seed_for(seed, "batch"))
@@ -72,6 +82,7 @@ def _outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
         "predictions_that_change": float((predictions != predictions[0]).any(0).float().mean()),
         "uses_global_generators": consumes,
         "differs_at_equal_seed": not repeats,  # state kept between calls, or a generator of its own
+        "differs_at_equal_state": not bool(torch.equal(*restored)),  # a generator of its own
         "rows_of_one_call_differ": rows_differ,
         "depends_on_batch": not random and not bool(torch.allclose(alone, together, rtol=1e-3, atol=1e-4)),
         "probabilities": looks_like_probabilities(draws[0]),

@@ -8,7 +8,7 @@ import torch
 
 from stochade.attacks.base import Attack, FromProbabilities, check_inputs, check_model, probe
 from stochade.attacks.descent import Descent
-from stochade.attacks.gradients import Model
+from stochade.attacks.gradients import Model, _whole
 from stochade.attacks.threats import Ball, Linf
 from stochade.audit import plan
 from stochade.audit.checks import Evidence, run_checks
@@ -71,6 +71,8 @@ def audit(
     if published is not None and not 0 <= published <= 1:
         raise BudgetError("a published accuracy in [0,1]", repr(published), "write 0.931 for 93.1 %")
     strength = plan.effort_of(effort)
+    _whole(chunk, "chunk")
+    _whole(draws, "draws")
     source = Source(images, labels, chunk)
     x, y = source[0]
     check_inputs(x, y)

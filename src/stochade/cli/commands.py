@@ -273,7 +273,12 @@ class Diff:
         from stochade.evaluate import Records, compare_runs
 
         threat = None if self.threat is None else parse_threat(self.threat)
-        rows = compare_runs(Records.load(self.first), Records.load(self.second), self.kind, threat)
+        first, second = Records.load(self.first), Records.load(self.second)
+        rows = compare_runs(first, second, self.kind, threat)
+        common = rows[0].difference.examples
+        print(f"{common} examples in both runs ({len(first)} and {len(second)} in all)")
+        if first.meta.get("model") != second.meta.get("model"):
+            print("the two runs are of different models")
         width = max(len(r.attack) for r in rows)
         print(f"{'':{width}}  {'first':22}  {'second':22}  second - first, points (paired)")
         for r in rows:

@@ -1,11 +1,10 @@
 """What several commands share: options of a run, data, threats, attacks by name."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stochade.errors import BudgetError, UsageError
+from stochade.errors import BudgetError, DataError, UsageError
 
 
 @dataclass
@@ -35,8 +34,8 @@ class DataOptions:
     data: str | None = None
     """digits, a data folder (parquet, class folders), an .npz file, or a name such as mnist. Default: the
     target's own."""
-    split: str = "test"
-    """train, validation or test."""
+    split: str | None = None
+    """train, validation, test, or all for data without splits. Default: test, or all where there are no splits."""
     examples: int = 200
     """How many images, a seeded subset; 0 takes all."""
     download: bool = False
@@ -66,6 +65,8 @@ def check_format(name: str) -> None:
 
 def load_images(options: DataOptions, own: Any, seed: int) -> tuple[Any, Any, dict]:
     """(images, labels, facts for the records)."""
+    if seed < 0:
+        raise BudgetError("--seed >= 0", str(seed))
     if options.examples < 0:
         raise BudgetError("--examples >= 0", str(options.examples), "0 takes all")
     if options.data is None and isinstance(own, tuple):
@@ -76,13 +77,24 @@ def load_images(options: DataOptions, own: Any, seed: int) -> tuple[Any, Any, di
     source = options.data or own
     if source is None:
         raise UsageError("--data for a model of your own", "none", "e.g. --data digits, --data mnist, --data folder/")
-    from stochade import data
-
-    found = data.load(source, options.split, download=options.download, progress=sys.stderr.isatty())
+    found = _loaded(source, options)
     if options.examples and options.examples < len(found):
         found = found.take(options.examples, seed=seed)
-    facts = {"data": found.note or found.name, "split": options.split, "of": str(Path(source).name)}
+    facts = {"data": found.note or found.name, "split": found.split, "of": str(Path(source).name)}
     return found, None, facts
+
+
+def _loaded(source: str, options: DataOptions) -> Any:
+    from stochade import data
+
+    if options.split is not None:
+        return data.load(source, options.split, download=options.download)
+    try:
+        return data.load(source, "test", download=options.download)
+    except DataError as problem:
+        if "without splits" not in problem.got:
+            raise
+    return data.load(source, "all", download=options.download)
 
 
 def print_cost(cost: dict, examples: int) -> None:

@@ -25,12 +25,20 @@ def main(args: list[str] | None = None) -> None:
     except StochadeError as problem:
         print(f"stochade: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as problem:
+        if isinstance(problem, BrokenPipeError):  # `stochade ls | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+        print(f"stochade: expected a place that can be read and written, got {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as problem:  # out of a model's own forward, after the first probe went well
+        detail = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        hint = "does it keep state between calls? reset it at the start of forward"
+        print(f"stochade: expected a model that takes any batch in any call, got: {detail}; {hint}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stochade: interrupted; the same command with the same --out goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # `stochade ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
 
 
 def _parse(arguments: list[str]):

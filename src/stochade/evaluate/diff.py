@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from stochade.errors import RecordsError
-from stochade.evaluate.intervals import Estimate, paired
+from stochade.evaluate.intervals import Estimate, mean, paired
 from stochade.evaluate.records import WORST, Records
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One attack in two runs: accuracies and their paired difference (second - first) with an interval."""
+    """One attack in two runs, on the examples that both hold: accuracies and their paired difference (second - first)
+    with an interval. `difference.examples` says how many they are."""
 
     attack: str
     first: Estimate
@@ -39,9 +40,13 @@ def compare_runs(first: Records, second: Records, kind: str = "single", threat=N
     for name in names:
         a = first.right(name, kind, threat)[rows_first]
         b = second.right(name, kind, threat)[rows_second]
+        shared = [run.noise_block() if kind == "single" else None for run in (first, second)]
         rows.append(
             Difference(
-                name, first.score(name, kind, threat=threat), second.score(name, kind, threat=threat), paired(b, a)
+                name,
+                mean(a, kind, shared=shared[0]),
+                mean(b, kind, shared=shared[1]),
+                paired(b, a, shared=shared[0] or shared[1]),
             )
         )
     return rows

@@ -97,11 +97,11 @@ class Records:
             target: "population" that the examples stand for, or exactly this "test set".
             of: what a vote counts: "predictions", or the argmax of mean "logits" or "probabilities".
 
-        "worst" is chosen per example on the selection draws (ties: the first attack in the order given) and
-        scored on the scoring draws.
+        "worst" is chosen per example on the selection draws and
+        scored on the scoring draws; `choose_worst` says how.
         """
         right = self.right(attack, kind, threat, of)
-        estimate = intervals.mean(right, kind, target, shared=self._shared() if kind == "single" else None)
+        estimate = intervals.mean(right, kind, target, shared=self.noise_block() if kind == "single" else None)
         draws = self.draws
         return Estimate(estimate.value, estimate.low, estimate.high, estimate.examples, draws, target, kind)
 
@@ -154,15 +154,16 @@ class Records:
 
     def worst_choice(self, threat=None) -> np.ndarray:
         """[N] index into `within(threat)`: the attack with the lowest accuracy on the selection draws."""
-        means = np.stack([(self.attacks[n].selection == self.labels[:, None]).mean(1) for n in self.within(threat)])
-        return means.argmin(0)  # argmin takes the first of equals
+        names = self.within(threat)
+        right = np.stack([self.attacks[n].selection == self.labels[:, None] for n in names])
+        return choose_worst(right, last=names.index(CLEAN) if CLEAN in names else None)
 
     def compare(self, first: str, second: str, threat=None) -> Estimate:
         """mean over examples of accuracy(first) - accuracy(second), paired, with an interval."""
         sides = self.right(first, threat=threat), self.right(second, threat=threat)
-        return intervals.paired(*sides, shared=self._shared())
+        return intervals.paired(*sides, shared=self.noise_block())
 
-    def _shared(self) -> int | None:
+    def noise_block(self) -> int | None:
         """Examples that saw the same noise in each draw (a chunk), or None where every example has its own. A model
         of unknown scope counts as one of shared noise if any of its answers ever changed."""
         model, chunk = self.meta.get("model"), self.meta.get("chunk")
@@ -215,6 +216,36 @@ def threat_info(threat) -> dict | None:
 def _inside(inner: dict, outer: dict) -> bool:
     same = inner["norm"] == outer["norm"] and inner.get("per", "value") in ("value", outer.get("per", "value"))
     return same and inner["eps"] <= outer["eps"] * (1 + 1e-9)
+
+
+def choose_worst(right: np.ndarray, last: int | None = None) -> np.ndarray:
+    """[N] the attack to take for each example, from the selection draws right [attacks, N, draws] (bool).
+
+    The lowest row mean would chase luck where attacks differ little: row means are therefore shrunk towards the mean
+    of their attack, by as many pseudo-draws as do best when half of the draws choose and the other half judge (none,
+    a few, or so many that one attack serves all examples). Ties go to the attack with the lower mean over all
+    examples, then to the first, and to attack `last` (the clean images) only when nothing else is as low.
+    """
+    draws = right.shape[2]
+    overall = right.mean((1, 2))
+
+    def pick(part: np.ndarray, pseudo: float) -> np.ndarray:
+        level = part.mean((1, 2))[:, None]
+        rows = level if np.isinf(pseudo) else (part.sum(2) + pseudo * level) / (part.shape[2] + pseudo)
+        rows = np.broadcast_to(rows, right.shape[:2]) + 1e-9 * overall[:, None]
+        if last is not None:
+            rows = rows + 1e-6 * (np.arange(len(rows)) == last)[:, None]
+        return rows.argmin(0)
+
+    if draws < 2:
+        return pick(right, 0.0)
+    halves, examples = (right[:, :, ::2], right[:, :, 1::2]), np.arange(right.shape[1])
+    options = (0.0, 1.0, 3.0, 10.0, 30.0, np.inf)
+    judged = [
+        sum(float(judge[pick(choose, pseudo), examples].mean()) for choose, judge in (halves, halves[::-1]))
+        for pseudo in options
+    ]
+    return pick(right, options[int(np.argmin(judged))])
 
 
 def majority(predictions: np.ndarray) -> np.ndarray:
