@@ -145,7 +145,7 @@ class L2(Ball):
         """Whole budget: max <g, z - x0> over ball and box is z = x0 + clip(t g) for the largest t that fits. A step
         of `size` goes straight towards that point (Frank and Wolfe 1956; attacks: Chen et al. 2020). It stays in
         the convex set without a projection and reaches the optimum of a linear model in at most 2 eps / size
-        steps, where projected steps of that length end several percent short and are weaker on networks."""
+        steps, where projected steps of that length stop short of it."""
         best = _ray_into_box(gradient, x if x0 is None else x0, self.eps)
         if size is None:
             return best
@@ -217,7 +217,7 @@ class L1(Ball):
         """Whole budget: the coordinates with the largest gradient go to their bound until eps is spent (a fractional
         knapsack, so exact). A step of `size` does the same from x, and pays for what then exceeds eps by taking back
         the changes that the gradient wants least. That reaches the optimum of a linear model from anywhere, where
-        the Euclidean projection takes from all changes alike and ends several percent short."""
+        the Euclidean projection takes from all changes alike and stops short of it."""
         base = x if x0 is None else x0
         if size is None:
             return (base + _fill(gradient, base, self.eps)).clamp_(0, 1)
