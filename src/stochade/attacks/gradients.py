@@ -18,7 +18,7 @@ from stochade.nn.discrete import Surrogate, backward_as, forward_as, scope_of
 from stochade.randomness import Stream
 
 Model = Callable[[Tensor], Tensor]
-TILE = 1024  # images per forward when draws are tiled; more only costs memory
+TILE = 256  # images per forward when draws are tiled; more costs memory and, on a CPU, time (results/memory)
 
 
 class Pass(NamedTuple):
@@ -28,11 +28,14 @@ class Pass(NamedTuple):
         value: [N] mean objective over the draws.
         gradient: like x, of the mean objective.
         logits: [draws, N, K], one entry per draw at x itself.
+        spent: [2, N] forwards and backwards of each example, from gradients that stop early; None: as many as the
+            gradient's own `forwards` and `backwards` say.
     """
 
     value: Tensor
     gradient: Tensor
     logits: Tensor
+    spent: Tensor | None = None
 
 
 class Gradient(Protocol):
@@ -130,7 +133,7 @@ class Backprop:
 
     def __call__(self, model, x, y, objective, *, targets=None, stream=None) -> Pass:
         with self.swapped(model), torch.enable_grad():
-            if self.draws > 1 and scope_of(model) in ("none", "example"):
+            if self.draws > 1 and self.tile >= 2 * len(x) and scope_of(model) in ("none", "example"):
                 return self._tiled(model, x, y, objective, targets)
             return self._looped(model, x, y, objective, targets)
 
@@ -157,7 +160,7 @@ class Backprop:
         n, done, seen = len(x), 0, []
         value = torch.zeros(n, dtype=x.dtype, device=x.device)
         gradient = torch.zeros_like(x)
-        per_pass = max(1, self.tile // n)
+        per_pass = self.tile // n
         while done < self.draws:
             d = min(per_pass, self.draws - done)
             leaf = x.detach().requires_grad_()
