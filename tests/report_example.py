@@ -50,7 +50,11 @@ def attack(
         value=rng.normal(size=len(labels)).astype(np.float32),
         forwards=np.full(len(labels), steps * draws, np.int32),
         backwards=np.full(len(labels), steps * draws, np.int32),
+        found_at=np.full(len(labels), 3, np.int32),
+        winner=np.full(len(labels), -1, np.int16),
         trace=np.zeros((len(labels), steps), np.float32),
+        trace_distance=np.full((len(labels), steps), np.nan, np.float32),
+        trace_passes=np.zeros((len(labels), steps), np.int32),
         images={row: moved[row].clip(0, 1) for row in range(kept)},
         info={"attack": f"PGD(steps={steps}, draws={draws})" if threat else "", "threat": threat, "label": label},
     )

@@ -201,7 +201,7 @@ def test_best_keeps_the_highest_value_and_last_the_last_point():
     make = {"steps": 2, "step_size": 0.3, "objective": margin, "drop_fooled": False}
     best, last = (Descent(Linf(0.6), keep=keep, **make).run(Hill(), x, y) for keep in ("best", "last"))
     value = margin(Hill()(best.inputs), y)
-    seen = torch.cat([best.trace, margin(Hill()(last.inputs), y)[None]])
+    seen = torch.cat([best.trace.value, margin(Hill()(last.inputs), y)[None]])
     torch.testing.assert_close(value, seen.amax(0))
     torch.testing.assert_close(best.value, value)
     assert bool((margin(Hill()(last.inputs), y) < value - 0.1).all())
@@ -218,7 +218,7 @@ def test_restarts_keep_the_best_of_their_runs():
     assert bool((four.value >= one.value).all())  # restart 0 is the same run
     assert bool((four.value > one.value + 1e-4).any())
     torch.testing.assert_close(margin(model(four.inputs), y).detach(), four.value)
-    assert four.trace.shape == (12, 20)
+    assert four.trace.value.shape == (12, 20)
 
 
 def test_fooled_examples_leave_a_deterministic_attack():
@@ -230,7 +230,7 @@ def test_fooled_examples_leave_a_deterministic_attack():
     assert bool((with_set.forwards[truth == 0] < 10).any())
     assert bool((with_set.forwards[truth == 1] == 10).all())
     assert bool((without.forwards == 10).all())
-    assert bool(torch.isnan(with_set.trace[-1, with_set.forwards < 10]).all())
+    assert bool(torch.isnan(with_set.trace.value[-1, with_set.forwards < 10]).all())
 
 
 def test_costs_are_what_the_model_saw():
@@ -266,7 +266,7 @@ def test_an_example_that_is_right_half_the_time_never_leaves(draws):
     steps = 80
     attempt = PGD(Linf(1e-6), steps=steps, gradient=Backprop(draws)).run(model, x, y)
     assert bool((attempt.backwards == steps * draws).all())
-    assert not bool(torch.isnan(attempt.trace).any())
+    assert not bool(torch.isnan(attempt.trace.value).any())
 
 
 @pytest.mark.parametrize("scope", ["example", "unknown"])

@@ -109,7 +109,7 @@ def test_kubo2019_bim_says_how_far_it_goes():
     assert float(attempt.distance.max()) == pytest.approx(0.15, abs=1e-6)
     assert bool((attempt.forwards == 5).all())
     assert bool((attempt.backwards == 5).all())
-    assert attempt.trace.shape == (5, 20)
+    assert attempt.trace.value.shape == (5, 20)
     assert kubo2019_bim(step=0.5, steps=5).threat == Linf(1.0)
 
 

@@ -70,7 +70,7 @@ def test_attacks_return_images_and_costs_per_example(build, threat):
     @jaxtyped(typechecker=beartype)
     def check(x: Images, y: Classes) -> tuple[Images, PerExample, PerExample, Classes, Float[Tensor, "s n"]]:
         a = build(threat).run(Base(), x, y)
-        return a.inputs, a.value, a.distance, a.forwards, a.trace
+        return a.inputs, a.value, a.distance, a.forwards, a.trace.value
 
     check(*examples(7))
 

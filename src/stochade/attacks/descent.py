@@ -4,20 +4,19 @@ Attack = threat x objective x gradient x search; this file is the search. `FGSM`
 `MIFGSM` are the same loop with different parts.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stochade.attacks.base import Attack, Attempt
-from stochade.attacks.fooled import Watch, confirm, draws_needed, misses
-from stochade.attacks.gradients import Backprop, Gradient, Model, _objective, _whole, check_logits
+from stochade.attacks.ball import like
+from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.gradients import Backprop, Gradient, Model, _whole, check_logits
+from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, least_likely
 from stochade.attacks.threats import Ball, Linf, Threat
 from stochade.errors import BudgetError
-from stochade.randomness import Stream
 
 WHOLE = float("inf")  # step size: the whole budget at once
 
@@ -39,6 +38,8 @@ class Descent(Attack):
         random_start: start at `threat.start` instead of the image.
         restarts: independent runs; the one with the highest mean objective (fresh draws on random models) wins.
         momentum: decay of the accumulated gradient, each normalised by its mean absolute value (Dong et al. 2018).
+        average: weight of the past in a running mean of gradients, which averages over draws across steps; a plain
+            mean of all gradients so far until it reaches that weight. Not together with momentum.
         keep: "best" point by mean objective, or the "last" one. None: the last, where fooled examples leave (no point
             before it fooled the model, so an unseen one cannot be worse) and where values are noisy (the best of
             them is mostly luck); the best on deterministic models when nobody leaves.
@@ -57,6 +58,7 @@ class Descent(Attack):
     random_start: bool = False
     restarts: int = 1
     momentum: float | None = None
+    average: float | None = None
     keep: str | None = None
     drop_fooled: bool = True
     goal: str = "any"
@@ -74,6 +76,9 @@ class Descent(Attack):
             raise BudgetError("step_size > 0 or None", repr(self.step_size), "None means 2.5 * budget / steps")
         if self.momentum is not None and not 0 <= self.momentum < float("inf"):
             raise BudgetError("momentum >= 0 or None", repr(self.momentum), "1.0 is usual")
+        if self.average is not None and (self.momentum is not None or not 0 <= self.average < 1):
+            got = f"average={self.average!r}, momentum={self.momentum!r}"
+            raise BudgetError("average in [0,1) or None, without momentum", got, "0.9 is usual")
         if self.keep not in (None, "best", "last") or self.goal not in ("any", "least-likely"):
             raise BudgetError(
                 "keep='best'|'last'|None and goal='any'|'least-likely'", f"{self.keep!r}, {self.goal!r}"
@@ -98,17 +103,81 @@ class Descent(Attack):
         per_run = self.steps * self.gradient.forwards + looks
         return (self.restarts * per_run, self.restarts * self.steps * self.gradient.backwards)
 
-    def search(self, model: Model, x: Tensor, y: Tensor, targets: Tensor | None, stream: Stream) -> Attempt:
-        watch = Watch(model)
+    def search(self, task: Task) -> Attempt:
         draws = getattr(self.gradient, "draws", 1)
-        if self.goal == "least-likely" and targets is None:
-            targets = least_likely_targets(model, x, y, draws)
-        state = _State(self, model, x, y, targets, stream, watch)
+        if self.goal == "least-likely" and task.targets is None:
+            task = replace(task, targets=least_likely_targets(task.model, task.x, task.y, draws))
+        ledger = Ledger(task, max(10, draws))
         for restart in range(self.restarts):
-            state.run(restart)
-            if not len(state.open):
+            self._run(ledger, restart)
+            if not len(ledger.open):
                 break
-        return state.attempt()
+        return ledger.attempt()
+
+    def _run(self, ledger: Ledger, restart: int) -> None:
+        """One restart on the examples that are still open."""
+        rows, task = ledger.open, ledger.task
+        stream = ledger.stream.subset(rows).fork("restart", restart)
+        x0, threat = ledger.images(rows), _rows(task.threat, rows)
+        if task.start is not None and restart == 0:
+            x = threat.project(task.start[rows], x0)
+        else:
+            x = threat.start(x0, stream) if self.random_start else x0.clone()
+        velocity = torch.zeros_like(x) if self.momentum is not None or self.average is not None else None
+        best, best_value = x, torch.full_like(x0.flatten(1)[:, 0], -torch.inf)
+        for step in range(self.steps):
+            value, gradient, logits, *_ = ledger.gradient(self.gradient, x, rows, self.objective, stream)
+            ledger.note(rows, value, threat.distance(x, x0))
+            if self._keeps_best(ledger):
+                better = value > best_value
+                best = torch.where(like(better, x), x, best)
+                best_value = torch.where(better, value, best_value)
+            leave = self._leaving(ledger, x, logits, rows, self.steps - step)
+            if leave is not None:
+                ledger.settle(rows[leave], x[leave], value[leave])
+                stay = ~leave
+                rows = rows[stay]
+                if not len(rows):
+                    return
+                x, x0, gradient, best, best_value = (t[stay] for t in (x, x0, gradient, best, best_value))
+                velocity = None if velocity is None else velocity[stay]
+                stream, threat = stream.subset(stay), _rows(threat, stay)
+            if velocity is not None:
+                gradient = velocity = self._averaged(velocity, gradient, step)
+            x = _move(threat, gradient, x, x0, self.step)
+        self._finish(ledger, rows, threat.project(x, x0), x0, threat, best, best_value)
+
+    def _averaged(self, velocity: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """The direction of this step out of all gradients so far."""
+        if self.momentum is not None:
+            scale = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
+            return self.momentum * velocity + gradient / like(scale, gradient)
+        assert self.average is not None
+        keep = min(self.average, step / (step + 1))  # a plain mean at first, so that the start at zero has no weight
+        return keep * velocity + (1 - keep) * gradient
+
+    def _finish(self, ledger: Ledger, rows, x, x0, threat, best, best_value) -> None:
+        """Choose between the last and the best point, and between this restart and those before."""
+        keep_best = self._keeps_best(ledger)
+        if not (keep_best or self.restarts > 1):
+            ledger.replace(rows, x)
+            return
+        value, _ = ledger.look(x, rows, self.objective, gradient=self.gradient)
+        if keep_best:
+            better = value > best_value
+            x, value = torch.where(like(better, x), x, best), torch.maximum(value, best_value)
+            x = threat.project(x, x0)
+        ledger.keep(rows, x, value)
+
+    def _keeps_best(self, ledger: Ledger) -> bool:
+        return self.keep == "best" or (self.keep is None and ledger.watch.deterministic and not self.drop_fooled)
+
+    def _leaving(self, ledger: Ledger, x: Tensor, logits: Tensor, rows: Tensor, steps_left: int) -> Tensor | None:
+        """[n] who leaves now, or None when nobody does."""
+        if not self.drop_fooled or getattr(self.gradient, "relaxed", None) is not None:
+            return None  # relaxed logits are not the model's
+        saved = steps_left * (self.gradient.forwards + 2 * self.gradient.backwards)
+        return ledger.leaving(x, logits, rows, saved)
 
 
 @torch.no_grad()
@@ -118,138 +187,14 @@ def least_likely_targets(model: Model, x: Tensor, y: Tensor, draws: int = 1) -> 
     return least_likely(logits.scatter(1, y[:, None], torch.inf))
 
 
-class _State:
-    """The bookkeeping of one search: what was found per example, who is still open, what it cost."""
-
-    def __init__(self, attack: Descent, model: Model, x0, y, targets, stream, watch: Watch):
-        self.attack, self.model, self.watch = attack, model, watch
-        self.x0, self.y, self.targets, self.stream = x0, y, targets, stream
-        n, device = len(x0), x0.device
-        self.found = x0.clone()
-        self.value = torch.full((n,), -torch.inf, dtype=x0.dtype, device=device)
-        self.open = torch.arange(n, device=device)  # examples not fooled beyond doubt
-        self.forwards = torch.zeros(n, dtype=torch.long, device=device)
-        self.backwards = torch.zeros(n, dtype=torch.long, device=device)
-        self.trace: list[Tensor] = []
-        self.looks = 0  # sequential tests made, for spending the level
-        self.tiled = watch.scope in ("none", "example")
-
-    def run(self, restart: int) -> None:
-        """One restart on the examples that are still open."""
-        a = self.attack
-        rows = self.open
-        stream = self.stream.subset(rows).fork("restart", restart)
-        x0, y, targets = self._take(rows)
-        x = a.threat.start(x0, stream) if a.random_start else x0.clone()
-        velocity = torch.zeros_like(x) if a.momentum is not None else None
-        best, best_value = x, torch.full_like(x0.flatten(1)[:, 0], -torch.inf)
-        for step in range(a.steps):
-            with self.watch:
-                value, gradient, logits = a.gradient(self.model, x, y, a.objective, targets=targets, stream=stream)
-            self.forwards[rows] += a.gradient.forwards
-            self.backwards[rows] += a.gradient.backwards
-            self._note(rows, value)
-            keep_best = self._keeps_best()
-            if keep_best:
-                better = value > best_value
-                best = torch.where(_wide(better, x), x, best)
-                best_value = torch.where(better, value, best_value)
-            leave = self._leaving(x, y, targets, logits, rows, a.steps - step)
-            if leave is not None:
-                self._settle(rows[leave], x[leave], value[leave])
-                stay = ~leave
-                rows = rows[stay]
-                if not len(rows):
-                    return
-                x, x0, y, gradient, best, best_value = (t[stay] for t in (x, x0, y, gradient, best, best_value))
-                targets = None if targets is None else targets[stay]
-                velocity = None if velocity is None else velocity[stay]
-                stream = stream.subset(stay)
-            if velocity is not None and a.momentum is not None:
-                scale = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
-                velocity = a.momentum * velocity + gradient / _wide(scale, gradient)
-                gradient = velocity
-            x = _move(a.threat, gradient, x, x0, a.step)
-        x = a.threat.project(x, x0)
-        keep_best = self._keeps_best()
-        if keep_best or a.restarts > 1:
-            last_value = self._look(x, y, targets, rows)
-            if keep_best:
-                better = last_value > best_value
-                x, last_value = torch.where(_wide(better, x), x, best), torch.maximum(last_value, best_value)
-                x = a.threat.project(x, x0)
-            improved = last_value > self.value[rows]
-            self.found[rows[improved]], self.value[rows[improved]] = x[improved], last_value[improved]
-        else:
-            self.found[rows] = x
-
-    def _keeps_best(self) -> bool:
-        a = self.attack
-        return a.keep == "best" or (a.keep is None and self.watch.deterministic and not a.drop_fooled)
-
-    def _take(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        if len(rows) == len(self.x0):
-            return self.x0, self.y, self.targets
-        return self.x0[rows], self.y[rows], None if self.targets is None else self.targets[rows]
-
-    def _note(self, rows: Tensor, value: Tensor) -> None:
-        line = torch.full((len(self.x0),), torch.nan, dtype=value.dtype, device=value.device)
-        line[rows] = value
-        self.trace.append(line)
-
-    def _leaving(self, x, y, targets, logits, rows, steps_left: int) -> Tensor | None:
-        """[n] who leaves now, or None when nobody does."""
-        a = self.attack
-        if not a.drop_fooled or getattr(a.gradient, "relaxed", None) is not None:
-            return None  # relaxed logits are not the model's
-        candidates = misses(logits, y, targets).all(0)
-        if not bool(candidates.any()):
-            return None
-        if self.watch.deterministic and self.watch.repeats(x[candidates], logits[-1][candidates]):
-            return candidates
-        free, needed = len(logits), draws_needed(self.looks + 1)
-        if steps_left * (a.gradient.forwards + 2 * a.gradient.backwards) <= needed - free:
-            return None  # the test would cost more than it can save
-        self.looks += 1
-        index = candidates.nonzero()[:, 0]
-        goal = None if targets is None else targets[index]
-        leaves, spent = confirm(self.model, x[index], y[index], goal, free, needed, self.tiled)
-        self.forwards[rows[index]] += spent
-        candidates[index] = leaves
-        return candidates if bool(leaves.any()) else None
-
-    def _settle(self, rows: Tensor, x: Tensor, value: Tensor) -> None:
-        self.found[rows], self.value[rows] = x, value
-        self.open = self.open[~torch.isin(self.open, rows)]
-
-    @torch.no_grad()
-    def _look(self, x, y, targets, rows) -> Tensor:
-        """[n] mean objective at x over fresh forward draws of the real model, or of the relaxed one that the
-        gradient sees."""
-        a = self.attack
-        draws = 1 if self.watch.deterministic else max(10, getattr(a.gradient, "draws", 1))
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        swapped = getattr(a.gradient, "swapped", nullcontext)
-        with swapped(self.model):
-            for _ in range(draws):
-                total += _objective(a.objective, check_logits(self.model(x), len(x)), y, targets)
-        self.forwards[rows] += draws
-        return total / draws
-
-    def attempt(self) -> Attempt:
-        value = torch.where(torch.isfinite(self.value), self.value, torch.nan)
-        trace = torch.stack(self.trace) if self.trace else value[None]
-        distance = self.attack.threat.distance(self.found, self.x0)
-        return Attempt(self.found, value, distance, self.forwards, self.backwards, trace)
-
-
-def _wide(v: Tensor, x: Tensor) -> Tensor:
-    return v.reshape(-1, *(1,) * (x.dim() - 1))
+def _rows(threat: Threat, index: Tensor) -> Threat:
+    """The threat for some rows; a threat of a caller's own knows no budgets per row."""
+    return threat.rows(index) if isinstance(threat, Ball) else threat
 
 
 def _move(threat: Threat, gradient: Tensor, x: Tensor, x0: Tensor, size: float | None) -> Tensor:
     if isinstance(threat, Ball):
-        return threat.move(gradient, x, x0, size)
+        return threat.move(gradient, x, x0, None if size is None else threat.scaled(size))
     return threat.project(x + threat.steepest(gradient, x, x0, size), x0)
 
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stochade.attacks.base import Attack, Attempt
-from stochade.attacks.fooled import Watch, misses
-from stochade.attacks.gradients import Backprop, Gradient, Model, _objective, _whole, check_logits
+from stochade.attacks.ball import spread
+from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.gradients import Backprop, Gradient, Model, _objective, _whole
+from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, margin
 from stochade.attacks.threats import Linf, Threat
 from stochade.errors import BudgetError
-from stochade.randomness import Stream
 
 
-def _attempt(threat: Threat, inputs: Tensor, x0: Tensor, forwards: int, value: Tensor | None = None) -> Attempt:
-    n, device = len(x0), x0.device
-    value = torch.full((n,), torch.nan, dtype=x0.dtype, device=device) if value is None else value
-    count = torch.full((n,), forwards, dtype=torch.long, device=device)
-    return Attempt(inputs, value, threat.distance(inputs, x0), count, torch.zeros_like(count), value[None])
+def _as_attempt(task: Task, inputs: Tensor) -> Attempt:
+    """Inputs that cost no pass."""
+    ledger = Ledger(task)
+    ledger.found = inputs  # as a caller's function gave them: evaluation checks shape, box and budget
+    return ledger.attempt()
 
 
 def _need_threat(threat: object) -> None:
@@ -42,8 +42,8 @@ class UniformNoise(Attack):
     def cost(self) -> tuple[int, int]:
         return 0, 0
 
-    def search(self, model, x, y, targets, stream) -> Attempt:
-        return _attempt(self.threat, self.threat.start(x, stream), x, 0)
+    def search(self, task: Task) -> Attempt:
+        return _as_attempt(task, task.threat.start(task.x, task.stream))
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class GaussianNoise(Attack):
     def cost(self) -> tuple[int, int]:
         return 0, 0
 
-    def search(self, model, x, y, targets, stream) -> Attempt:
-        size = min(self.threat.size, 1.0)
+    def search(self, task: Task) -> Attempt:
+        x, threat = task.x, task.threat
         if self.sigma is not None:
             sigma = self.sigma
-        elif isinstance(self.threat, Linf):
-            sigma = size / 2
+        elif isinstance(threat, Linf):
+            sigma = spread(threat.scaled(min(threat.size, 1.0)), x) / 2
         else:
-            sigma = self.threat.size / x[0].numel() ** 0.5
-        noisy = x + min(sigma, 10.0) * stream.normal(x.shape[1:], x.dtype)
-        return _attempt(self.threat, self.threat.project(noisy, x), x, 0)
+            sigma = spread(threat.scaled(min(threat.size, 1e9)), x) / x[0].numel() ** 0.5
+        sigma = sigma.clamp(max=10.0) if isinstance(sigma, Tensor) else min(sigma, 10.0)
+        return _as_attempt(task, threat.project(x + sigma * task.stream.normal(x.shape[1:], x.dtype), x))
 
 
 @dataclass(frozen=True)
@@ -98,35 +98,29 @@ class RandomSearch(Attack):
         return self.samples * self.draws, 0
 
     @torch.no_grad()
-    def search(self, model: Model, x: Tensor, y: Tensor, targets: Tensor | None, stream: Stream) -> Attempt:
-        watch, found = Watch(model), x.clone()
-        best = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
-        forwards = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    def search(self, task: Task) -> Attempt:
+        ledger, x0, rows, stream, threat = Ledger(task), task.x, torch.arange(len(task.x)), task.stream, task.threat
+        rows = rows.to(x0.device)
         for sample in range(self.samples):
-            x0, goal = x[rows], None if targets is None else targets[rows]
-            if isinstance(self.threat, Linf) and sample % 2:
-                corner = stream.signs(x.shape[1:], x.dtype) * min(self.threat.eps, 1.0)
-                point = self.threat.project(x0 + corner, x0)
+            if sample == 0 and task.start is not None:
+                point = threat.project(task.start, x0)
+            elif isinstance(threat, Linf) and sample % 2:
+                point = threat.move(stream.signs(x0.shape[1:], x0.dtype), x0)
             else:
-                point = self.threat.start(x0, stream)
-            value = torch.zeros(len(rows), dtype=x.dtype, device=x.device)
-            with watch:
-                logits = torch.stack([check_logits(model(point), len(rows)) for _ in range(self.draws)])
-            for z in logits:
-                value += _objective(self.objective, z, y[rows], goal) / self.draws
-            forwards[rows] += self.draws
-            better = value > best[rows]
-            found[rows[better]], best[rows[better]] = point[better], value[better]
-            if watch.deterministic:
-                fooled = misses(logits, y[rows], goal).all(0)
-                if bool(fooled.any()) and not watch.repeats(point[fooled], logits[-1][fooled]):
-                    continue
-                found[rows[fooled]], best[rows[fooled]] = point[fooled], value[fooled]
-                rows, stream = rows[~fooled], stream.subset(~fooled)
+                point = threat.start(x0, stream)
+            logits = ledger.logits(point, rows, self.draws)
+            y, targets = ledger.goals(rows)
+            value = torch.stack([_objective(self.objective, z, y, targets) for z in logits]).mean(0).to(x0.dtype)
+            ledger.note(rows, value, threat.distance(point, x0))
+            ledger.keep(rows, point, value)
+            leave = ledger.leaving(point, logits, rows, self.draws * (self.samples - sample - 1))
+            if leave is not None:
+                ledger.settle(rows[leave], point[leave], value[leave])
+                stay = ~leave
+                rows, stream, threat, x0 = rows[stay], stream.subset(stay), threat.rows(stay), x0[stay]
                 if not len(rows):
                     break
-        return Attempt(found, best, self.threat.distance(found, x), forwards, torch.zeros_like(forwards), best[None])
+        return ledger.attempt()
 
 
 @dataclass(frozen=True)
@@ -158,26 +152,17 @@ class kubo2019_bim(Attack):
     def cost(self) -> tuple[int, int]:
         return self.steps * self.gradient.forwards, self.steps * self.gradient.backwards
 
-    def search(self, model, x, y, targets, stream) -> Attempt:
-        point, trace = x.clone(), []
+    def search(self, task: Task) -> Attempt:
+        ledger = Ledger(task)
+        point = task.x.clone() if task.start is None else task.start.clamp(0, 1)
         for _ in range(self.steps):
-            value, gradient, _ = self.gradient(model, point, y, self.objective, targets=targets, stream=stream)
-            trace.append(value)
+            value, gradient, *_ = ledger.gradient(self.gradient, point, ledger.open, self.objective, task.stream)
+            ledger.note(ledger.open, value, (point - task.x).flatten(1).abs().amax(1))
             point = point + self.step * gradient.sign()
             if self.clip == "step":
                 point = point.clamp(0, 1)
-        point = point.clamp(0, 1)
-        n = torch.ones(len(x), dtype=torch.long, device=x.device)
-        value = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
-        forwards, backwards = self.cost()
-        return Attempt(
-            point,
-            value,
-            (point - x).flatten(1).abs().amax(1),
-            n * forwards,
-            n * backwards,
-            torch.stack(trace),
-        )
+        ledger.replace(ledger.open, point.clamp(0, 1))
+        return ledger.attempt()
 
 
 @dataclass(frozen=True)
@@ -197,5 +182,5 @@ class Custom(Attack):
     def cost(self) -> tuple[int, int]:
         return 0, 0
 
-    def search(self, model, x, y, targets, stream) -> Attempt:
-        return _attempt(self.threat, self.function(model, x, y).detach(), x, 0)
+    def search(self, task: Task) -> Attempt:
+        return _as_attempt(task, self.function(task.model, task.x, task.y).detach())

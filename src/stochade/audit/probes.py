@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stochade.attacks.base import looks_like_probabilities
 from stochade.attacks.gradients import Backprop, Model, check_logits
+from stochade.attacks.inputs import looks_like_probabilities
 from stochade.attacks.objectives import margin
 from stochade.errors import GradientError
 from stochade.nn.discrete import discrete_layers, scope_of

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from stochade.attacks.base import Attack, FromProbabilities, check_inputs, check_model, probe
+from stochade.attacks.base import Attack, FromProbabilities
 from stochade.attacks.descent import Descent
 from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball, Linf
 from stochade.audit import plan
 from stochade.audit.checks import Evidence, run_checks

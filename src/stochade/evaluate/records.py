@@ -10,7 +10,7 @@ from stochade.errors import RecordsError, ThreatError
 from stochade.evaluate import intervals
 from stochade.evaluate.intervals import Estimate
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("single", "vote", "all")
 CLEAN = "clean"
 WORST = "worst"
@@ -24,9 +24,12 @@ class AttackRecord:
         predictions: [N, draws] int16, the class of every scoring draw, on fresh seeds.
         selection: [N, draws] int16, other draws, on which "worst" chooses.
         vote_logits, vote_probabilities: [N] int16, argmax of the mean logits / probabilities of scoring draws.
-        distance: [N] float32 in the units of the threat. value: [N] the attacker's own mean objective.
-        forwards, backwards: [N] int32 passes spent.
+        distance: [N] float32 in the units of the threat; of a minimum-norm attack the smallest it found, whether or
+            not that is inside the threat, and inf where it found nothing. value: [N] the attacker's mean objective.
+        forwards, backwards: [N] int32 passes spent. found_at: [N] of them, when the inputs were found.
+        winner: [N] int16, the member of a suite that the inputs come from; -1 for none, and for single attacks.
         trace: [N, steps] float32 objective before each step, NaN after leaving.
+        trace_distance, trace_passes: [N, steps] float32 and int32, distance and passes at each of these steps.
         images: {row: float32 [C,H,W]} of the first kept rows.
         info: {"attack": repr, "threat": {"norm", "eps"} or None, "label": text}.
     """
@@ -39,7 +42,11 @@ class AttackRecord:
     value: np.ndarray
     forwards: np.ndarray
     backwards: np.ndarray
+    found_at: np.ndarray
+    winner: np.ndarray
     trace: np.ndarray
+    trace_distance: np.ndarray
+    trace_passes: np.ndarray
     images: dict[int, np.ndarray] = field(default_factory=dict)
     info: dict = field(default_factory=dict)
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stochade.attacks.base import Attack, check_model
+from stochade.attacks.base import Attack
 from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.inputs import check_model
 from stochade.attacks.threats import Threat
 from stochade.describe import describe, digest, fingerprint_model, provenance
 from stochade.errors import BudgetError, ModelError, RecordsError

@@ -18,8 +18,6 @@ from stochade.errors import RecordsError
 from stochade.evaluate.records import SCHEMA, AttackRecord, Records
 from stochade.files import write_atomically
 
-COLUMNS = ("id", "label", "predictions", "selection", "vote_logits", "vote_probabilities", "distance", "value")
-
 
 def slug(name: str) -> str:
     """A file name for an attack's name, unique by a short hash where characters had to go."""
@@ -67,7 +65,11 @@ def unit_bytes(ids: np.ndarray, labels: np.ndarray, record: AttackRecord, first:
             "value": pa.array(record.value, pa.float32()),
             "forwards": pa.array(record.forwards, pa.int32()),
             "backwards": pa.array(record.backwards, pa.int32()),
+            "found_at": pa.array(record.found_at, pa.int32()),
+            "winner": pa.array(record.winner, pa.int16()),
             "trace": _list(record.trace, pa.float32()),
+            "trace_distance": _list(record.trace_distance, pa.float32()),
+            "trace_passes": _list(record.trace_passes, pa.int32()),
             "image": pa.array([None if im is None else im.astype("<f4").tobytes() for im in images], pa.binary()),
         }
     )
@@ -116,6 +118,7 @@ def read_unit(path: Path) -> tuple[dict, np.ndarray, np.ndarray, AttackRecord]:
         value=column("value"),
         forwards=column("forwards"),
         backwards=column("backwards"),
+        **_since_schema_2(table, column, matrix, n),
         trace=matrix("trace", np.float32),
         images=images,
         info=facts["info"],
@@ -123,29 +126,46 @@ def read_unit(path: Path) -> tuple[dict, np.ndarray, np.ndarray, AttackRecord]:
     return facts, column("id"), column("label"), record
 
 
+def _since_schema_2(table: Any, column: Any, matrix: Any, count: int) -> dict[str, np.ndarray]:
+    """What records of schema 1 lack, as unknown."""
+    if "found_at" in table.column_names:
+        return {
+            "found_at": column("found_at"),
+            "winner": column("winner"),
+            "trace_distance": matrix("trace_distance", np.float32),
+            "trace_passes": matrix("trace_passes", np.int32),
+        }
+    trace = matrix("trace", np.float32)
+    spent = column("forwards") + column("backwards")
+    return {
+        "found_at": spent,
+        "winner": np.full(count, -1, np.int16),
+        "trace_distance": np.full_like(trace, np.nan),
+        "trace_passes": np.zeros(trace.shape, np.int32),
+    }
+
+
 def join(parts: list[AttackRecord]) -> AttackRecord:
     """The chunks of one attack, in order, as one record; traces are padded with NaN."""
     steps = max(p.trace.shape[1] for p in parts)
 
     def padded(trace: np.ndarray) -> np.ndarray:
-        extra = np.full((len(trace), steps - trace.shape[1]), np.nan, np.float32)
+        fill = np.nan if trace.dtype.kind == "f" else 0
+        extra = np.full((len(trace), steps - trace.shape[1]), fill, trace.dtype)
         return np.concatenate([trace, extra], axis=1)
 
+    traces = {
+        name: np.concatenate([padded(getattr(p, name)) for p in parts])
+        for name in ("trace", "trace_distance", "trace_passes")
+    }
+
     names = (
-        "predictions",
-        "selection",
-        "vote_logits",
-        "vote_probabilities",
-        "distance",
-        "value",
-        "forwards",
-        "backwards",
-    )
+        "predictions", "selection", "vote_logits", "vote_probabilities", "distance", "value", "forwards", "backwards",
+        "found_at", "winner",
+    )  # fmt: skip
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
     images = {row: image for p in parts for row, image in p.images.items()}
-    return AttackRecord(
-        **joined, trace=np.concatenate([padded(p.trace) for p in parts]), images=images, info=parts[0].info
-    )
+    return AttackRecord(**joined, **traces, images=images, info=parts[0].info)
 
 
 def save_records(records: Records, folder: Path) -> Path:

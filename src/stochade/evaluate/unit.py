@@ -1,14 +1,15 @@
 """One unit of work: one attack on one chunk of examples. A function of (configuration, seed, attack, chunk) and
 nothing else, so that units may run in any order, in any process, once or again after a crash."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stochade.attacks.base import Attack, check_inputs, check_model, probe
+from stochade.attacks.base import Attack, Attempt, Trace
 from stochade.attacks.gradients import TILE, Model, check_logits
+from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import L0, Ball, Threat
 from stochade.describe import describe
 from stochade.errors import ThreatError
@@ -49,8 +50,7 @@ def run_unit(
         if attack is None:
             probe(model, x, y, probabilities_allowed=True)
             inputs, empty = x, torch.zeros(len(x))
-            value, trace = torch.full((len(x),), torch.nan), torch.empty(len(x), 0)
-            distance, forwards, backwards = empty, empty, empty
+            attempt = Attempt(x, torch.full((len(x),), torch.nan), empty, empty, empty, _no_trace(len(x)), empty)
         else:
             attempt = attack.run(
                 model, x, y, seed=settings.seed, ids=ids, model_seed=seed_for(settings.seed, "draws", name, index)
@@ -58,9 +58,8 @@ def run_unit(
             inputs = checked(attempt.inputs, x, attack.threat, name)
             if settings.eight_bit:
                 inputs = to_eight_bit(inputs, x)
-            value, trace = attempt.value, attempt.trace.T
-            distance = attack.threat.distance(inputs, x)
-            forwards, backwards = attempt.forwards, attempt.backwards
+            if not attack.minimal:
+                attempt = replace(attempt, distance=attack.threat.distance(inputs, x))
         random = scope_of(model) != "none"
         draws = settings.draws if random else 1
         scored, logits, probabilities = _draw(model, inputs, draws, seed_for(settings.seed, "score", name, index))
@@ -75,15 +74,23 @@ def run_unit(
         selection=selected,
         vote_logits=logits,
         vote_probabilities=probabilities,
-        distance=_numpy(distance, np.float32),
-        value=_numpy(value, np.float32),
-        forwards=_numpy(forwards, np.int32),
-        backwards=_numpy(backwards, np.int32),
-        trace=_numpy(trace, np.float32),
+        distance=_numpy(attempt.distance, np.float32),
+        value=_numpy(attempt.value, np.float32),
+        forwards=_numpy(attempt.forwards, np.int32),
+        backwards=_numpy(attempt.backwards, np.int32),
+        found_at=_numpy(attempt.found_at, np.int32),
+        winner=_numpy(torch.full((len(x),), -1) if attempt.winner is None else attempt.winner, np.int16),
+        trace=_numpy(attempt.trace.value.T, np.float32),
+        trace_distance=_numpy(attempt.trace.distance.T, np.float32),
+        trace_passes=_numpy(attempt.trace.passes.T, np.int32),
         images=kept,
         info={"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack),
     )
     return ids.numpy(), y.cpu().numpy(), record
+
+
+def _no_trace(count: int) -> Trace:
+    return Trace(torch.empty(0, count), torch.empty(0, count), torch.empty(0, count, dtype=torch.long))
 
 
 def _numpy(t: Tensor, dtype) -> np.ndarray:
