@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from stochade.errors import UsageError
+from stochade.models.broken import LWTACNN, SAPCNN, quantised_cnn
 from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
@@ -60,6 +61,9 @@ MODELS: dict[str, Entry] = {
     "2cnn-deterministic": Entry(CNN2, "two convolutions, dense 100 of rounded binary units", _DETERMINISTIC),
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
     "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
+    "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),
+    "lwta-cnn": Entry(LWTACNN, "two convolutions with stochastic local winner-takes-all"),
+    "quantised-cnn": Entry(quantised_cnn, "two convolutions on images of a few grey levels"),
     "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
     "rate-cnn": Entry(_rate_cnn, "one convolution on Bernoulli rate codes, logits averaged over time"),

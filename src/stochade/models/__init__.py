@@ -1,5 +1,6 @@
 """Image classifiers built from the layers of `stochade.nn`. `stochade.registry` builds them by name."""
 
+from stochade.models.broken import LWTACNN, SAPCNN, QuantisedInput
 from stochade.models.encoded import Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
@@ -9,7 +10,9 @@ __all__ = [
     "CNN1",
     "CNN2",
     "KWTACNN",
+    "LWTACNN",
     "MLP",
+    "SAPCNN",
     "Encoded",
     "FrameMean",
     "GateModule",
@@ -17,5 +20,6 @@ __all__ = [
     "GatedNet",
     "MaskedCNN",
     "NoisyInput",
+    "QuantisedInput",
     "rate_coded",
 ]

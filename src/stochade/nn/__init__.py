@@ -5,17 +5,23 @@ from stochade.nn.binary import DeterministicBinary, Sign, StochasticBinary, slop
 from stochade.nn.competition import KWTA, winners
 from stochade.nn.discrete import Discrete, Surrogate, backward_as, discrete_layers, forward_as, scope_of
 from stochade.nn.encoders import BernoulliRate, repeat_over_time
+from stochade.nn.lwta import LWTA
 from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_per_example, linear_per_example
 from stochade.nn.noise import GaussianNoise
+from stochade.nn.pruning import SAP
+from stochade.nn.quantise import Quantise
 
 __all__ = [
     "KWTA",
+    "LWTA",
+    "SAP",
     "BernoulliRate",
     "DeterministicBinary",
     "Discrete",
     "GaussianNoise",
     "MaskedConv2d",
     "MaskedLinear",
+    "Quantise",
     "RandomMask",
     "Sign",
     "StochasticBinary",

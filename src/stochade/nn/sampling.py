@@ -17,3 +17,11 @@ def uniform_like(x: Tensor) -> Tensor:
 def bernoulli(p: Tensor) -> Tensor:
     """1 with probability `p`, else 0, in the type of `p`: 1[u < p], so p = 0 never fires and p = 1 always does."""
     return (uniform_like(p) < p).to(p.dtype)
+
+
+def gumbel_like(x: Tensor) -> Tensor:
+    """Standard Gumbel noise shaped like `x`, -log(-log u), in the type of `uniform_like`; always finite.
+
+    u lies on a grid of 2^-24 (float32), so values above 16.7 do not occur (probability 6e-8).
+    """
+    return -uniform_like(x).clamp_(2**-25, 1 - 2**-24).log_().neg_().log_()

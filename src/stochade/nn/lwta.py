@@ -1,0 +1,146 @@
+"""Stochastic local winner-takes-all (Panousis, Chatzis and Theodoridis 2021): units compete inside small blocks.
+
+At test the released code draws a Gumbel-softmax at temperature 0.01. Two gradients of one image then have
+nothing in common, which looks like robustness to any attack that follows them. The noise-free softmax of the
+same activations is smooth and tells where to go.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from stochade.errors import ModelError, UsageError
+from stochade.nn.discrete import Discrete, Surrogate
+from stochade.nn.sampling import gumbel_like
+
+
+def _blocks(x: Tensor, units: int) -> Tensor:
+    return x.unflatten(1, (-1, units))
+
+
+def _shares(x: Tensor, units: int, temperature: float, noise: Tensor | None = None) -> Tensor:
+    """Each unit's share of its block, [N, C / units, units, ...]: softmax((x + noise) / temperature)."""
+    scores = _blocks(x, units)
+    return torch.softmax((scores if noise is None else scores + noise) / temperature, 2)
+
+
+def _winners(scores: Tensor) -> Tensor:
+    """1 for the largest of each block (the first one of equals), else 0."""
+    return torch.zeros_like(scores).scatter_(2, scores.argmax(2, keepdim=True), 1.0)
+
+
+def _applied(x: Tensor, shares: Tensor) -> Tensor:
+    return (_blocks(x, shares.shape[2]) * shares).flatten(1, 2).to(x.dtype)
+
+
+def soft_competition(x: Tensor, units: int, temperature: float = 1.0) -> Tensor:
+    """`x` times the noise-free softmax of its block. At temperature 1 this is the mean over hard stochastic winners:
+    the largest of x + Gumbel noise is unit u with probability softmax(x)_u."""
+    return _applied(x, _shares(x, units, temperature))
+
+
+def drawn_competition(x: Tensor, units: int, temperature: float) -> Tensor:
+    """`x` times a fresh Gumbel-softmax draw of its block."""
+    return _applied(x, _shares(x, units, temperature, gumbel_like(_blocks(x, units))))
+
+
+def hard_competition(x: Tensor, units: int) -> Tensor:
+    """`x` where it is the largest of its block, else 0; the derivative is the mask of winners."""
+    return _applied(x, _winners(_blocks(x.detach(), units)))
+
+
+@dataclass(frozen=True)
+class SameDraw(Surrogate):
+    """The derivative of a Gumbel-softmax with the noise of this very forward, at another temperature (None: the
+    layer's current one). Apart from an `LWTA` layer, `primitive` draws noise of its own."""
+
+    temperature: float | None = None
+
+
+class LWTA(Discrete):
+    """Multiplies each unit by its share in a stochastic competition inside its block of adjacent channels.
+
+    y = a * xi with xi ~ Gumbel-softmax(logits = a) over the `units` channels of a block, at every position on
+    its own. Training uses `temperature`, evaluation `test_temperature`, soft unless `hard`. The penalties of the
+    papers (KL, Indian buffet process) are losses and not part of the layer.
+
+    Args:
+        units: competitors per block, at least 2; must divide the channels.
+        temperature: of training, and of the substitutes.
+        test_temperature: of evaluation.
+        hard: the winner takes all in the forward; the backward stays that of the soft draw (straight-through).
+        stochastic: False gives the deterministic ancestor (Srivastava et al. 2013): the largest unit of a block
+            passes, the others are 0.
+
+    Shapes: [N, D], [N, C, H, W], any [N, C, ...]; independent noise for every example and position.
+    Substitutes: "soft" (noise-free softmax at `temperature`), "mean-field" (at temperature 1), "warm" (the noise
+    of the forward at `temperature`; stochastic layers only). Relaxed forwards: the same three; "warm" draws.
+    Its own backward is the derivative of its own draw, at 0.01 mostly noise.
+
+    Raises:
+        UsageError: fewer than two units, or a temperature that is not positive.
+        ModelError: an input whose channels do not split into blocks.
+    """
+
+    def __init__(
+        self,
+        units: int = 2,
+        temperature: float = 0.67,
+        test_temperature: float = 0.01,
+        hard: bool = False,
+        stochastic: bool = True,
+    ):
+        if isinstance(units, bool) or not isinstance(units, int) or units < 2:
+            raise UsageError("at least two units in a block", repr(units))
+        for name, value in (("temperature", temperature), ("test_temperature", test_temperature)):
+            if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise UsageError(f"a positive {name}", repr(value))
+        soft = partial(soft_competition, units=units, temperature=float(temperature))
+        mean = partial(soft_competition, units=units, temperature=1.0)
+        warm = partial(drawn_competition, units=units, temperature=float(temperature))
+        substitutes = {"soft": Surrogate(soft, "soft"), "mean-field": Surrogate(mean, "mean-field")}
+        relaxed = {"soft": soft, "mean-field": mean}
+        if stochastic:
+            own: Surrogate = SameDraw(warm, "own draw")
+            substitutes["warm"], relaxed["warm"] = SameDraw(warm, "warm", float(temperature)), warm
+        else:
+            own = Surrogate(partial(hard_competition, units=units), "winners")
+        super().__init__(own, substitutes, relaxed)
+        self.units, self.temperature, self.test_temperature = units, float(temperature), float(test_temperature)
+        self.winner_takes_all, self.stochastic = bool(hard), bool(stochastic)
+        self.scope = "example" if stochastic else "none"
+
+    def hard(self, x: Tensor) -> Tensor:
+        return self._draw(x, self._now) if self.stochastic else hard_competition(x, self.units)
+
+    @property
+    def _now(self) -> float:
+        return self.temperature if self.training else self.test_temperature
+
+    def _draw(self, x: Tensor, backward_temperature: float) -> Tensor:
+        """One draw; the derivative is that of the same noise at `backward_temperature`."""
+        noise = gumbel_like(_blocks(x, self.units))
+        shares = _shares(x, self.units, self._now, noise)
+        if self.winner_takes_all or backward_temperature != self._now:
+            value = _winners(shares.detach()) if self.winner_takes_all else shares.detach()
+            if backward_temperature != self._now:
+                shares = _shares(x, self.units, backward_temperature, noise)
+            shares = value + (shares - shares.detach())
+        return _applied(x, shares)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] % self.units:
+            raise ModelError(f"an input [N, C, ...] with C a multiple of {self.units}", f"{list(x.shape)}")
+        backward = self._backward or self.surrogate
+        if self._forward is None and self.stochastic and isinstance(backward, SameDraw):
+            return self._draw(x, self._now if backward.temperature is None else backward.temperature)
+        return super().forward(x)
+
+    def extra_repr(self) -> str:
+        kind = f", hard={self.winner_takes_all}" if self.stochastic else ", stochastic=False"
+        return (
+            f"units={self.units}, temperature={self.temperature:g}, test_temperature={self.test_temperature:g}{kind}"
+        )
