@@ -76,9 +76,9 @@ class Ledger:
         if spent is None:
             self.forwards[rows] += gradient.forwards
             self.backwards[rows] += gradient.backwards
-        else:  # a gradient that stops early says what each example took, in draws
-            self.forwards[rows] += spent.to(self.forwards)
-            self.backwards[rows] += spent.to(self.backwards) if gradient.backwards else 0
+        else:  # a gradient that stops early says what each example took
+            self.forwards[rows] += spent[0]
+            self.backwards[rows] += spent[1]
         return result
 
     @torch.no_grad()
