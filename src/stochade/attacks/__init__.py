@@ -2,14 +2,19 @@
 
 from stochade.attacks.base import Attack, Attempt, FromProbabilities, keep_dropout
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, WHOLE, Descent, sweep
+from stochade.attacks.ensemble import Ensemble
+from stochade.attacks.expectation import Averaged
+from stochade.attacks.frozen import Frozen
 from stochade.attacks.gradients import Backprop, Evolution, Gradient, Pass
 from stochade.attacks.noise import Custom, GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.threats import L0, L1, L2, THREATS, Linf, Threat, parse_threat
+from stochade.attacks.transforms import Brightness, Rotate, Scale, Shift, Transform, Transforms, UniformJitter
 
 __all__ = [
     "BIM", "FGSM", "ILL", "L0", "L1", "L2", "MIFGSM", "OBJECTIVES", "PGD", "THREATS", "WHOLE", "Attack", "Attempt",
-    "Backprop", "Custom", "Descent", "Evolution", "FromProbabilities", "GaussianNoise", "Gradient", "Linf", "Pass",
-    "RandomSearch", "Threat", "UniformNoise", "cross_entropy", "dlr", "keep_dropout", "kubo2019_bim", "margin",
+    "Averaged", "Backprop", "Brightness", "Custom", "Descent", "Ensemble", "Evolution", "FromProbabilities", "Frozen",
+    "GaussianNoise", "Gradient", "Linf", "Pass", "RandomSearch", "Rotate", "Scale", "Shift", "Threat", "Transform",
+    "Transforms", "UniformJitter", "UniformNoise", "cross_entropy", "dlr", "keep_dropout", "kubo2019_bim", "margin",
     "parse_threat", "sweep",
 ]  # fmt: skip
