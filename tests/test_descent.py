@@ -420,11 +420,11 @@ def test_momentum_is_the_papers_recursion(momentum):
 
 def test_named_attacks_are_the_same_loop():
     assert FGSM(0.3).threat == Linf(0.3)
-    assert (FGSM(0.3).steps, FGSM(0.3).step) == (1, None)
+    assert (FGSM(0.3).steps, FGSM(0.3).step(Linf(0.3))) == (1, None)
     assert PGD(0.3, 10).random_start
     assert not BIM(0.3).random_start
-    assert MIFGSM(0.3, 10).step == pytest.approx(0.03)
-    assert PGD(0.3, 10).step == pytest.approx(2.5 * 0.3 / 10)
+    assert MIFGSM(0.3, 10).step(Linf(0.3)) == pytest.approx(0.03)
+    assert PGD(0.3, 10).step(Linf(0.3)) == pytest.approx(2.5 * 0.3 / 10)
     budgets = sweep(PGD(L2(1.0)), [0.5, 2.0])
     assert [a.threat for a in budgets.values()] == [L2(0.5), L2(2.0)]
     assert isinstance(ILL(0.3), Attack)

@@ -31,7 +31,7 @@ class Descent(Attack):
     Args:
         threat: which inputs are allowed.
         steps: gradient evaluations per restart.
-        step_size: length of a step in units of the threat; None: 2.5 * budget / steps (Madry et al. 2018),
+        step_size: length of a step in units of the threat; None: reach * budget / steps (Madry et al. 2018: 2.5),
             `WHOLE`: everything that is left of the budget.
         gradient: `Backprop(draws, substitutes)`, `Evolution(...)`.
         objective: what is maximised.
@@ -59,6 +59,7 @@ class Descent(Attack):
     restarts: int = 1
     momentum: float | None = None
     average: float | None = None
+    reach: float = 2.5
     keep: str | None = None
     drop_fooled: bool = True
     goal: str = "any"
@@ -79,6 +80,8 @@ class Descent(Attack):
         if self.average is not None and (self.momentum is not None or not 0 <= self.average < 1):
             got = f"average={self.average!r}, momentum={self.momentum!r}"
             raise BudgetError("average in [0,1) or None, without momentum", got, "0.9 is usual")
+        if not (isinstance(self.reach, int | float) and 0 < self.reach < float("inf")):
+            raise BudgetError("reach > 0", repr(self.reach), "2.5 budgets in all steps together is usual")
         if self.keep not in (None, "best", "last") or self.goal not in ("any", "least-likely"):
             raise BudgetError(
                 "keep='best'|'last'|None and goal='any'|'least-likely'", f"{self.keep!r}, {self.goal!r}"
@@ -86,15 +89,16 @@ class Descent(Attack):
         if not callable(self.gradient) or not callable(self.objective):
             raise BudgetError("a callable gradient and objective", f"{self.gradient!r}, {self.objective!r}")
 
-    @property
-    def step(self) -> float | None:
-        """The step in units of the threat; None for the whole budget."""
+    def step(self, threat: Threat) -> float | Tensor | None:
+        """The step in units of the threat, a number or [n]; None for the whole budget."""
         if self.step_size == WHOLE:
             return None
         if self.step_size is not None:
             return float(self.step_size)
-        size = 2.5 * self.threat.size / self.steps
-        return size if size < 1e9 else 2.5 / self.steps  # eps=inf: the box is the budget
+        size = self.reach * threat.size / self.steps
+        if size >= 1e9:
+            return self.reach / self.steps  # eps=inf: the box is the budget
+        return threat.scaled(size) if isinstance(threat, Ball) else size
 
     def cost(self) -> tuple[int, int]:
         looks = max(10, getattr(self.gradient, "draws", 1)) * (
@@ -144,7 +148,7 @@ class Descent(Attack):
                 stream, threat = stream.subset(stay), _rows(threat, stay)
             if velocity is not None:
                 gradient = velocity = self._averaged(velocity, gradient, step)
-            x = _move(threat, gradient, x, x0, self.step)
+            x = _move(threat, gradient, x, x0, self.step(threat))
         self._finish(ledger, rows, threat.project(x, x0), x0, threat, best, best_value)
 
     def _averaged(self, velocity: Tensor, gradient: Tensor, step: int) -> Tensor:
@@ -192,9 +196,9 @@ def _rows(threat: Threat, index: Tensor) -> Threat:
     return threat.rows(index) if isinstance(threat, Ball) else threat
 
 
-def _move(threat: Threat, gradient: Tensor, x: Tensor, x0: Tensor, size: float | None) -> Tensor:
+def _move(threat: Threat, gradient: Tensor, x: Tensor, x0: Tensor, size: float | Tensor | None) -> Tensor:
     if isinstance(threat, Ball):
-        return threat.move(gradient, x, x0, None if size is None else threat.scaled(size))
+        return threat.move(gradient, x, x0, size)
     return threat.project(x + threat.steepest(gradient, x, x0, size), x0)
 
 
@@ -228,10 +232,8 @@ def PGD(threat: Threat | float, steps: int = 40, **parts) -> Descent:
 
 def MIFGSM(threat: Threat | float, steps: int = 10, momentum: float = 1.0, **parts) -> Descent:
     """Momentum iterative FGSM (Dong et al. 2018): momentum 1, steps of budget / steps."""
-    threat = _threat(threat)
-    size = threat.size / steps if isinstance(steps, int) and steps > 0 and 0 < threat.size < 1e9 else None
-    defaults: dict[str, Any] = {"step_size": size}
-    return Descent(threat, steps=steps, momentum=momentum, **defaults | parts)
+    defaults: dict[str, Any] = {"reach": 1.0}
+    return Descent(_threat(threat), steps=steps, momentum=momentum, **defaults | parts)
 
 
 def sweep(attack: Descent, budgets) -> dict[str, Descent]:
