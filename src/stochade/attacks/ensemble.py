@@ -69,6 +69,11 @@ class Ensemble:
         return getattr(self._speaker, "draws", 1)
 
     @property
+    def whole_batch(self) -> bool:
+        """Whether answers hold only for the batch as it is, neither cut nor tiled."""
+        return any(getattr(part, "whole_batch", False) for part in self.parts)
+
+    @property
     def relaxed(self) -> object:
         """None where the logits of a pass are the model's own at x; only then do they say who is fooled."""
         return getattr(self._speaker, "relaxed", None)

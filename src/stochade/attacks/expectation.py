@@ -71,10 +71,23 @@ def repeated(x: Tensor, count: int) -> Tensor:
     return x if count == 1 else x.repeat(count, *(1,) * (x.dim() - 1))
 
 
+def check_tiles(inner: Gradient) -> None:
+    """BudgetError for a gradient that must be asked about the whole batch, in a place that cuts or tiles it."""
+    if getattr(inner, "whole_batch", False):
+        raise BudgetError(
+            "an inner gradient that may see parts of the batch", repr(inner), "put Frozen around the others instead"
+        )
+
+
 class Around:
     """A gradient around another one, `inner`: it sees the model as that one does."""
 
     inner: Gradient
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether answers hold only for the batch as it is, neither cut nor tiled."""
+        return getattr(self.inner, "whole_batch", False)
 
     @property
     def relaxed(self) -> object:
@@ -129,6 +142,7 @@ class Averaged(Around):
         if not (number and 0 < self.snr < float("inf")):
             raise BudgetError("snr > 0", repr(self.snr), "1 to 10 is usual")
         check_gradient(self.inner)
+        check_tiles(self.inner)
 
     @property
     def draws(self) -> int:

@@ -34,9 +34,9 @@ class Frozen(Around):
     Limits. Numbers are drawn for a batch, not for an image: the noise is the same only in calls with the same images
     in the same places. Attack and score one and the same batch (evaluation scores the chunk it attacked), and let
     nobody leave: the pass calls itself relaxed, because its logits say nothing about fresh noise, so attacks keep
-    fooled examples of their own accord. An inner `Averaged` or `Transforms` that cuts or tiles the batch sees other
-    noise in these calls. Keep `restarts=1` and `keep="last"`: what an attack looks at outside of
-    its gradients is the model with fresh noise. Layers with a generator of their own are not frozen.
+    fooled examples of their own accord. Put it around other gradients, not into them; an inner `Averaged` sees
+    other noise once some of the examples have stopped. Keep `restarts=1` and `keep="last"`: what an attack looks at
+    outside of its gradients is the model with fresh noise. Layers with a generator of their own are not frozen.
 
     Args:
         inner: any gradient of one draw; a second draw would be the first again.
@@ -59,6 +59,10 @@ class Frozen(Around):
     @property
     def draws(self) -> int:
         return getattr(self.inner, "draws", 1)
+
+    @property
+    def whole_batch(self) -> bool:
+        return True
 
     @property
     def relaxed(self) -> object:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stochade.attacks.expectation import Around, Copies, check_gradient, draws_per_call, repeated, spent_by
+from stochade.attacks.expectation import (
+    Around,
+    Copies,
+    check_gradient,
+    check_tiles,
+    draws_per_call,
+    repeated,
+    spent_by,
+)
 from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, _whole
 from stochade.errors import BudgetError, GradientError, ImagesError
 from stochade.randomness import Stream
@@ -177,6 +185,7 @@ class Transforms(Around):
 
     def __post_init__(self):
         check_gradient(self.inner)
+        check_tiles(self.inner)
         chain = (self.transforms,) if callable(self.transforms) else self.transforms
         if not isinstance(chain, Sequence) or not len(chain) or not all(callable(t) for t in chain):
             raise BudgetError("a transformation, or a list of them", repr(self.transforms), "Rotate(30), say")
