@@ -62,7 +62,7 @@ MODELS: dict[str, Entry] = {
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
     "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
     "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),
-    "lwta-cnn": Entry(LWTACNN, "two convolutions with stochastic local winner-takes-all"),
+    "lwta-cnn": Entry(LWTACNN, "eight convolutions with stochastic local winner-takes-all"),
     "quantised-cnn": Entry(quantised_cnn, "two convolutions on images of a few grey levels"),
     "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),

@@ -43,8 +43,8 @@ BUILT_IN: dict[str, BuiltIn] = {
     "digits-stochastic": BuiltIn("mlp-stochastic", "digits", "one layer of stochastic binary units", "linf=0.15"),
     "digits-kwta": BuiltIn("kwta-cnn", "digits", "k-winners-take-all", "linf=0.1"),
     "digits-sap": BuiltIn("sap-cnn", "digits", "stochastic activation pruning", "linf=0.1"),
-    "digits-lwta": BuiltIn("lwta-cnn", "digits", "stochastic local winner-takes-all", "linf=0.1", rate=1e-3),
-    "digits-quantised": BuiltIn("quantised-cnn", "digits", "input of four grey levels", "linf=0.1"),
+    "digits-lwta": BuiltIn("lwta-cnn", "digits", "stochastic local winner-takes-all", "linf=0.15", rate=3e-3),
+    "digits-quantised": BuiltIn("quantised-cnn", "digits", "input of four grey levels", "linf=0.2"),
     "digits-noisy": BuiltIn("noisy-cnn", "digits", "Gaussian noise on the input", "linf=0.1"),
     "digits-rate": BuiltIn("rate-cnn", "digits", "Bernoulli rate-coded input", "linf=0.1"),
     "digits-adversarial": BuiltIn(
