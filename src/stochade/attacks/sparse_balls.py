@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.ball import Ball, Threat, rows_of
+from stochade.attacks.filling import threshold
 from stochade.errors import BudgetError
 
 
@@ -31,22 +32,19 @@ class L1(Ball):
         """The budget beside rows [N, D]: a number, or [N, 1]."""
         return self.eps if self._each is None else self._each.to(x)[:, None]
 
-    def project(self, x, x0, rounds: int = 50):
-        delta, low, high = rows_of(x - x0), -rows_of(x0), 1 - rows_of(x0)
-        out = torch.clamp(delta, low, high)
+    def project(self, x, x0):
+        out = x.clamp(0, 1)
         budget = self._budget(x)
-        over = (out.abs().sum(1, keepdim=True) > budget)[:, 0]
-        if over.any():  # soft threshold mu, then the box; the length falls monotonically in mu
-            d, lo, hi = delta[over], low[over], high[over]
-            limit = budget[over] if isinstance(budget, Tensor) else budget
-            bottom = torch.zeros_like(d[:, :1])
-            top = d.abs().amax(1, keepdim=True)
-            for _ in range(rounds):
-                mu = (bottom + top) / 2
-                fits = _soft(d, mu).clamp(lo, hi).abs().sum(1, keepdim=True) <= limit
-                bottom, top = torch.where(fits, bottom, mu), torch.where(fits, mu, top)
-            out[over] = _soft(d, top).clamp(lo, hi)
-        return (rows_of(x0) + out).clamp_(0, 1).view_as(x)
+        over = rows_of(out - x0).abs().sum(1, keepdim=True) > budget
+        if bool(over.any()):
+            hard = over[:, 0]
+            base = x0[hard]
+            d, low, high = rows_of(x[hard] - base), -rows_of(base), 1 - rows_of(base)
+            limit = budget[hard] if isinstance(budget, Tensor) else budget
+            mu = threshold(d.abs(), torch.clamp(d * torch.finfo(d.dtype).max, low, high).abs_(), limit)
+            change = torch.clamp(d.sign() * (d.abs() - mu).clamp_min_(0), low, high)
+            out[hard] = (rows_of(base) + change).clamp_(0, 1).view_as(base)
+        return out
 
     def start(self, x0, generator):
         """Uniform in the ball (exponential spacings with random signs), then projected onto the box; uniform in a
@@ -61,10 +59,6 @@ class L1(Ball):
 
     def distance(self, x, x0):
         return rows_of(x - x0).abs().sum(1)
-
-
-def _soft(d: Tensor, mu: Tensor) -> Tensor:
-    return d.sign() * (d.abs() - mu).clamp_min(0)
 
 
 def _fill(gradient: Tensor, base: Tensor, budget: float | Tensor) -> Tensor:

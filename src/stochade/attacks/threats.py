@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.ball import Ball, Threat, like, rows_of, spread
+from stochade.attacks.filling import level
 from stochade.attacks.sparse_balls import L0, L1
 from stochade.errors import BudgetError
 
@@ -71,22 +72,16 @@ class L2(Ball):
         return self.eps if self._each is None else self._each.to(x)[:, None]
 
     def project(self, x, x0):
-        delta = x - x0
-        inside = (x0 + delta * self._shrink(delta)).clamp_(0, 1)
+        out = x.clamp(0, 1)
         radius = self._radius(x)
-        clipped = (rows_of(x.clamp(0, 1) - x0).norm(dim=1, keepdim=True) <= radius)[:, 0]
-        scaled = x0 + delta * self._shrink(delta)
-        exact = (rows_of(scaled) >= 0).all(1) & (rows_of(scaled) <= 1).all(1)
-        hard = ~(exact | clipped)
-        out = torch.where(like(clipped, x), x.clamp(0, 1), inside)
-        if hard.any():  # both constraints bind: one multiplier, found by bisection
+        over = rows_of(out - x0).norm(dim=1, keepdim=True) > radius
+        if bool(over.all()):
+            return _ray_into_box(x - x0, x0, radius)
+        if bool(over.any()):
+            hard = over[:, 0]
             radius = radius[hard] if isinstance(radius, Tensor) else radius
-            out[hard] = _ray_into_box(delta[hard], x0[hard], radius)
+            out[hard] = _ray_into_box(x[hard] - x0[hard], x0[hard], radius)
         return out
-
-    def _shrink(self, delta: Tensor) -> Tensor:
-        length = like(rows_of(delta).norm(dim=1).clamp_min(1e-30), delta)
-        return (self.limit(delta) / length).clamp(max=1)
 
     def start(self, x0, generator):
         """Uniform in the ball, then projected onto the box; uniform in a box that the ball holds entirely."""
@@ -102,28 +97,17 @@ class L2(Ball):
         return rows_of(x - x0).norm(dim=1)
 
 
-def _ray_into_box(direction: Tensor, x0: Tensor, eps: float | Tensor, rounds: int = 60) -> Tensor:
+def _ray_into_box(direction: Tensor, x0: Tensor, eps: float | Tensor) -> Tensor:
     """x0 + clip(t * direction into the box) with the largest t whose length is at most eps.
 
     This solves both max <direction, z - x0> over {|z - x0|_2 <= eps, 0 <= z <= 1} and the projection of
     x0 + direction onto that set when the ball binds: the KKT conditions give the same one-parameter family.
     """
     d, low, high = rows_of(direction), -rows_of(x0), 1 - rows_of(x0)
-    room = torch.where(d > 0, high, torch.where(d < 0, low, torch.zeros_like(d)))
-    all_the_way = room.norm(dim=1, keepdim=True) <= eps
-    scale = d.abs().amax(1, keepdim=True).clamp_min(1e-30)
-    d = d / scale  # so that t has the size of the box
-    small = torch.where(d != 0, d.abs(), torch.inf).amin(1, keepdim=True)
-    bottom = torch.zeros_like(scale)
-    top = torch.where(torch.isfinite(small), 1 / small.clamp_min(1e-12), torch.ones_like(small))
-    for _ in range(rounds):
-        middle = torch.where(
-            top > 4 * bottom.clamp_min(1e-12), (top * bottom.clamp_min(1e-12)).sqrt(), (top + bottom) / 2
-        )
-        fits = torch.clamp(middle * d, low, high).norm(dim=1, keepdim=True) <= eps
-        bottom, top = torch.where(fits, middle, bottom), torch.where(fits, top, middle)
-    change = torch.where(all_the_way, room, torch.clamp(bottom * d, low, high))
-    return (rows_of(x0) + change).clamp_(0, 1).view_as(x0)
+    d = d / d.abs().amax(1, keepdim=True).clamp_min(1e-30)  # so that squares neither overflow nor vanish
+    room = torch.clamp(d * torch.finfo(d.dtype).max, low, high)
+    t = level(d.square(), room.square_(), eps**2).sqrt_()
+    return (rows_of(x0) + torch.clamp(d * t, low, high)).clamp_(0, 1).view_as(x0)
 
 
 THREATS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
