@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stochade.attacks.expectation import Around, check_gradient
-from stochade.attacks.gradients import Backprop, Gradient, Model, Pass
+from stochade.attacks.gradients import Backprop, Gradient, Pass
 from stochade.errors import BudgetError
 from stochade.nn.discrete import as_module
 from stochade.randomness import FrozenNoise
@@ -13,10 +13,6 @@ class _Held(FrozenNoise):
     """The model with its noise frozen, under its layers' own names, so that swaps by name still find them."""
 
     scope = "unknown"  # draws are looped: a tiled batch has another composition and so other noise
-
-    def __init__(self, model: Model, seed: int):
-        super().__init__(as_module(model), seed)
-        self.training = self.model.training
 
     def named_modules(self, *args, **options):
         return self.model.named_modules(*args, **options)
@@ -77,4 +73,4 @@ class Frozen(Around):
         return self.inner.backwards
 
     def __call__(self, model, x, y, objective, *, targets=None, stream=None) -> Pass:
-        return self.inner(_Held(model, self.seed), x, y, objective, targets=targets, stream=stream)
+        return self.inner(_Held(as_module(model), self.seed), x, y, objective, targets=targets, stream=stream)
