@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
 from stochade.cli import common
+from stochade.cli.transfer import Transfer
 from stochade.errors import UsageError
 
 Options = OmitArgPrefixes[common.RunOptions]
@@ -337,7 +338,8 @@ class Doctor:
 
 
 COMMANDS = {
-    "audit": Audit, "train": Train, "attack": Attack, "report": Report, "diff": Diff, "ls": Ls, "doctor": Doctor,
+    "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
+    "diff": Diff, "ls": Ls, "doctor": Doctor,
 }  # fmt: skip
 
 

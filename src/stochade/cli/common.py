@@ -63,6 +63,14 @@ def check_format(name: str) -> None:
         raise UsageError(f"a format out of {', '.join(FORMATS)}", repr(name))
 
 
+def check_kind(name: str) -> None:
+    """UsageError for a score that does not exist."""
+    from stochade.evaluate.records import KINDS
+
+    if name not in KINDS:
+        raise UsageError(f"a kind out of {', '.join(KINDS)}", repr(name))
+
+
 def load_images(options: DataOptions, own: Any, seed: int) -> tuple[Any, Any, dict]:
     """(images, labels, facts for the records)."""
     if seed < 0:
