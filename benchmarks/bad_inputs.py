@@ -12,7 +12,6 @@ import io
 import json
 import linecache
 import logging
-import os
 import subprocess
 import sys
 import warnings
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
+from workers import NO_PEERS, PEERS, ROOT, environment
+
 EPS, STEPS = 0.1, 3
 
 
@@ -191,11 +189,8 @@ def here(libraries: list[str]) -> dict:
 
 def there(libraries: list[str]) -> dict:
     """The same in the peers' environment."""
-    path = os.pathsep.join(filter(None, [str(HERE / "peers" / "stubs"), os.environ.get("AUTOATTACK_PATH", "")]))
     command = [str(PEERS), str(Path(__file__).resolve()), "--only", *libraries]
-    done = subprocess.run(
-        command, check=True, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -245,20 +240,16 @@ def main() -> None:
     if arguments.only:
         print("\n" + json.dumps(here(arguments.only)))
         return
-    from provenance import commit, provenance
+    from provenance import commit, provenance, save
 
     source = commit()
     answers = here(["stochade"])
     if PEERS.exists():
         answers |= there([name for name in LIBRARIES if name != "stochade"])
     else:
-        print("no .venv-peers: run benchmarks/peers/setup.sh to see the peers", file=sys.stderr)
+        print(NO_PEERS, file=sys.stderr)
     result = {"answers": answers, "provenance": provenance(commit=source, seed=0)}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "bad_inputs.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = markdown(result)
-    (arguments.out / "bad_inputs.md").write_text(text)
-    print(text)
+    save(arguments.out, "bad_inputs", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
-from models import Network
+from cases import load_case, versions
 
 STEPS = 10
 Attack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -101,16 +98,6 @@ CONTENDERS: dict[str, Attack] = {
     "adv-lib": adv_lib,
     "floor again": floor,
 }
-PACKAGES = ("torch", "torchattacks", "foolbox", "adversarial-robustness-toolbox", "adv-lib", "numpy", "stochade")
-
-
-def load(folder: Path, name: str) -> tuple[nn.Module, Tensor, Tensor, float]:
-    """A case as pgd_cost.py has written it: weights, images, labels, budget."""
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
-    model = Network()
-    model.load_state_dict({k[2:]: v for k, v in arrays.items() if k.startswith("w:")})
-    return model.eval(), arrays["images"], arrays["labels"], float(arrays["eps"])
 
 
 def clock() -> tuple[float, float]:
@@ -143,16 +130,6 @@ def measure(attack: Attack, model, images, labels, eps) -> dict:
     }
 
 
-def versions() -> dict:
-    table = {}
-    for name in PACKAGES:
-        try:
-            table[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return table
-
-
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
@@ -166,7 +143,7 @@ def main(folder: Path) -> None:
         else:
             case = request["case"]
             cases.setdefault(case, None)
-            cases[case] = cases[case] or load(folder, case)
+            cases[case] = cases[case] or load_case(folder, case)
             try:
                 answer = measure(CONTENDERS[request["contender"]], *cases[case])
             except ImportError as problem:

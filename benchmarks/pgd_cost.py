@@ -10,9 +10,6 @@ Writes pgd_cost.json and .md.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,20 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from provenance import ROOT, as_lines, commit, provenance
+from cases import write_case
+from provenance import ROOT, as_lines, commit, provenance, save
+from workers import Worker, both
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from models import Network
+from networks import data_folder, problem
 
 SEED = 0
 BATCH = 256
 TINY, MNIST_EPS = 1e-6, 0.3
 BARS = {"nothing falls": 1.08, "mnist": 0.5}  # CPU / floor, median
 JUDGED = {"nothing falls": ["stochade", "stochade drop_fooled=False"], "mnist": ["stochade"]}
-HERE = Path(__file__).resolve().parent
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 OURS = ["stochade", "stochade keep=last", "stochade drop_fooled=False", "floor again"]
-THEIRS = ["torchattacks", "foolbox", "ART", "adv-lib"]
+NAMES = {"ours": OURS, "theirs": ["torchattacks", "foolbox", "ART", "adv-lib"]}
 CASES = {
     "nothing falls": "(a) Nothing falls: linf 1e-6, labels are the model's own predictions",
     "mnist": "(b) CNN trained on MNIST, 256 test images, linf 0.3",
@@ -46,40 +44,6 @@ HEAPS = {
 PROCESSES = 3  # fresh processes over which the repeats are spread: heap layout is luck that lasts a process
 
 
-class Worker:
-    """A process of one environment that answers timing requests, one at a time."""
-
-    def __init__(self, python: Path, folder: Path, heap: str):
-        extra = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        extra["PYTHONPATH"] = str(HERE / "peers" / "stubs")
-        if heap == "steady":
-            extra |= dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "1000000000")
-        command = [str(python), str(HERE / "cost_worker.py"), str(folder)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | extra
-        )
-
-    def ask(self, **request) -> dict:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the worker ended while it was asked for {request}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
-def write_case(folder: Path, name: str, model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> None:
-    weights = {f"w:{key}": value.numpy() for key, value in model.state_dict().items()}
-    np.savez(folder / f"{name}.npz", images=images.numpy(), labels=labels.numpy(), eps=np.float64(eps), **weights)
-
-
 @torch.no_grad()
 def synthetic() -> tuple[nn.Module, Tensor, Tensor]:
     """An untrained network on saturated random images, with its own predictions for labels."""
@@ -89,54 +53,10 @@ def synthetic() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, model(images).argmax(1)
 
 
-def trained(data: Path) -> tuple[nn.Module, Tensor, Tensor, float]:
-    """The CNN after two epochs of MNIST (cached), the first 256 test images and the accuracy on all of them."""
-    from stochade.data import load
-
-    test = load(data, "test", progress=False)
-    images, labels = test[: len(test)]
-    cache = ROOT / ".data" / "benchmarks" / "cnn_mnist.npz"
-    torch.manual_seed(SEED)
-    model = Network()
-    if cache.exists():
-        with np.load(cache, allow_pickle=False) as file:
-            model.load_state_dict({key: torch.from_numpy(file[key]) for key in file.files})
-    else:
-        print("training the CNN (two epochs, once) ...", file=sys.stderr)
-        train = load(data, "train", validation=0, progress=False)
-        fit(model, *train[: len(train)])
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cache, **{key: value.numpy() for key, value in model.state_dict().items()})
-    model.eval()
-    with torch.no_grad():
-        accuracy = float((model(images).argmax(1) == labels).float().mean())
-    return model, images[:BATCH].clone(), labels[:BATCH].clone(), accuracy
-
-
-def fit(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 2) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(SEED)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
-    model.zero_grad(set_to_none=True)
-
-
-def mnist_folder() -> Path | None:
-    for base in (os.environ.get("STOCHADE_DATA"), ROOT.parent / "shared" / "data"):
-        if base and (Path(base) / "mnist").is_dir():
-            return Path(base) / "mnist"
-    return None
-
-
 def start(folder: Path, heap: str) -> dict[str, Worker]:
     """A process for every environment that is there; contender -> its process."""
-    workers = dict.fromkeys(OURS, Worker(Path(sys.executable), folder, heap))
-    if PEERS.exists():
-        workers |= dict.fromkeys(THEIRS, Worker(PEERS, folder, heap))
-    return workers
+    workers = both("cost_worker.py", folder, heap == "steady")
+    return {name: workers[side] for side, names in NAMES.items() if side in workers for name in names}
 
 
 def measure(folder: Path, case: str, heap: str, repeats: int) -> tuple[dict[str, list[dict]], dict]:
@@ -237,18 +157,15 @@ def main() -> None:
     if arguments.repeats < PROCESSES:
         parser.error(f"--repeats must be at least {PROCESSES}")
     torch.set_num_threads(1)
-    if not PEERS.exists():
-        print("no .venv-peers: run benchmarks/peers/setup.sh to see the peers", file=sys.stderr)
     facts: dict = {"commit": commit(), "seed": SEED, "repeats": arguments.repeats, "processes": PROCESSES}
     result: dict = {"cases": {}, "bars": BARS}
     with tempfile.TemporaryDirectory() as text:
         folder, cases = Path(text), ["nothing falls"]
         write_case(folder, cases[0], *synthetic(), eps=TINY)
-        data = mnist_folder()
-        if data is None:
+        if data_folder("mnist") is None:
             print("MNIST was not found under STOCHADE_DATA: case (b) is left out", file=sys.stderr)
         else:
-            model, images, labels, accuracy = trained(data)
+            model, images, labels, accuracy = problem("mnist", BATCH)
             write_case(folder, "mnist", model, images, labels, eps=MNIST_EPS)
             cases.append("mnist")
             facts["MNIST CNN"] = f"{100 * accuracy:.2f} % on the 10,000 test images"
@@ -258,11 +175,7 @@ def main() -> None:
                 timings, facts["versions"] = measure(folder, case, heap, arguments.repeats)
                 result["cases"][case][heap] = {name: summary(t) for name, t in timings.items()}
     result["provenance"] = provenance(**facts)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "pgd_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = markdown(result)
-    (arguments.out / "pgd_cost.md").write_text(text)
-    print(text)
+    save(arguments.out, "pgd_cost", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where a committed number comes from: versions, commit, date, hardware. No machine names, no paths."""
 
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICK = ROOT / ".data" / "benchmarks" / "quick"  # where smoke runs write: never to the committed results
 
 
 def processor() -> str:
@@ -61,3 +63,11 @@ def as_lines(facts: dict) -> list[str]:
         f"- {name}: {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"
         for name, value in facts.items()
     ]
+
+
+def save(folder: Path, name: str, result: dict, text: str) -> None:
+    """Everything measured as <name>.json, the tables as <name>.md, and the tables on standard output."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)
+    print(text)

@@ -9,7 +9,6 @@ Writes results/peers/coin_flip.json and .md.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,14 +21,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import coin_flip_problem, margin_over_budget
 
-from provenance import ROOT, as_lines, commit, provenance
+from provenance import ROOT, as_lines, commit, provenance, save
+from workers import PEERS, environment
 
 EPS = 1e-6
 ERROR = 0.1
 SEEDS = 5
 DRAWS = 20  # per example in evaluate
 FRESH = 1000  # per example when returned images are scored again
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 
 
 @torch.no_grad()
@@ -70,11 +69,10 @@ def peer_rows(model, images: Tensor, labels: Tensor) -> tuple[list[dict], dict]:
         print("no .venv-peers: run benchmarks/peers/setup.sh first; only stochade is measured", file=sys.stderr)
         return [], {}
     here = Path(__file__).resolve().parent
-    path = os.pathsep.join(filter(None, [str(here / "stubs"), os.environ.get("AUTOATTACK_PATH", "")]))
     with tempfile.TemporaryDirectory() as folder:
         arrays, report = Path(folder) / "images.npz", Path(folder) / "report.json"
         command = [str(PEERS), str(here / "coin_flip_peers.py"), str(arrays), str(report), str(SEEDS)]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+        subprocess.run(command, check=True, env=environment())
         found, told = np.load(arrays, allow_pickle=False), json.loads(report.read_text())
         for row in told["entries"]:
             if str(row["index"]) in found:
@@ -180,11 +178,7 @@ def main() -> None:
         "stochade": stochade_rows(model, images, labels),
         "provenance": provenance(commit=source, seeds=f"0 to {SEEDS - 1}", peers=versions),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "coin_flip.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = markdown(result)
-    (arguments.out / "coin_flip.md").write_text(text)
-    print(text)
+    save(arguments.out, "coin_flip", result, markdown(result))
 
 
 if __name__ == "__main__":
