@@ -130,7 +130,7 @@ def test_around_averaged_draws_agree_at_once():
 
 
 def test_nobody_leaves_on_account_of_frozen_logits():
-    model = NoisyWeights()
+    model = NoisyWeights(0.1)
     x, y = problem(model)
     attack = PGD(Linf(0.5), steps=60, gradient=Frozen(Backprop(), SEED))
     assert attack.run(model, x, y).forwards.tolist() == [60] * COUNT
