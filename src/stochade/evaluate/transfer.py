@@ -57,7 +57,7 @@ class TransferMatrix:
         return found
 
     def table(self, fmt: str = "markdown", kind: str = "single") -> str:
-        """Rows sources, columns targets, percent with 95 % intervals: "markdown", "latex" or "csv" (one line per pair,
+        """Rows sources, columns targets, percent with 95 % intervals: "markdown", "latex", or "csv" (one line a pair,
         fractions)."""
         if kind not in KINDS:
             raise RecordsError(f"a kind out of {KINDS}", repr(kind))
