@@ -99,6 +99,13 @@ class Ledger:
     ) -> tuple[Tensor, Tensor]:
         """Mean objective [n] and misses [draws, n] at x, over forward draws; through the eyes of `gradient` where it
         relaxes the forward."""
+        value, logits = self.see(x, rows, objective, draws, gradient)
+        return value, misses(logits, *self.goals(rows))
+
+    def see(
+        self, x: Tensor, rows: Tensor, objective: Objective, draws: int | None = None, gradient: object = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `look`, with the logits [draws, n, K] themselves."""
         y, targets = self.goals(rows)
         swapped = getattr(gradient, "swapped", None)
         with nullcontext() if swapped is None else swapped(self.model):
@@ -106,7 +113,7 @@ class Ledger:
         value = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for z in logits:
             value += _objective(objective, z, y, targets).to(x.dtype)
-        return value / len(logits), misses(logits, y, targets)
+        return value / len(logits), logits
 
     def judge(self, x: Tensor, rows: Tensor, draws: int | None = None) -> Tensor:
         """[n] whether x is adversarial by vote: P(correct) <= 1/2 (targeted: P(target) >= 1/2) over the draws."""
