@@ -32,19 +32,22 @@ BACKWARD, FORWARD = "pgd backward=", "pgd forward="
 @dataclass(frozen=True)
 class Effort:
     """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
-    and steps of the gradient-free attack, points of the random search."""
+    and steps of the gradient-free attack, points of the random search, passes per example of the adaptive search (0:
+    none) and how many examples it looks at."""
 
     steps: int
     draws: int
     pairs: int
     evolution_steps: int
     samples: int
+    search: int = 0
+    searched: int = 32
 
 
 EFFORTS = {
-    "quick": Effort(steps=10, draws=5, pairs=10, evolution_steps=10, samples=20),
-    "standard": Effort(steps=40, draws=20, pairs=25, evolution_steps=20, samples=100),
-    "thorough": Effort(steps=100, draws=50, pairs=100, evolution_steps=50, samples=1000),
+    "quick": Effort(steps=10, draws=5, pairs=10, evolution_steps=10, samples=20, search=600, searched=16),
+    "standard": Effort(steps=40, draws=20, pairs=25, evolution_steps=20, samples=100, search=3000),
+    "thorough": Effort(steps=100, draws=50, pairs=100, evolution_steps=50, samples=1000, search=20000, searched=64),
 }
 
 
