@@ -130,11 +130,11 @@ def test_around_averaged_draws_agree_at_once():
 
 
 def test_nobody_leaves_on_account_of_frozen_logits():
-    model = NoisyWeights(0.1)
+    model = NoisyWeights(0.03)
     x, y = problem(model)
-    attack = PGD(Linf(0.5), steps=60, gradient=Frozen(Backprop(), SEED))
-    assert attack.run(model, x, y).forwards.tolist() == [60] * COUNT
-    assert int(PGD(Linf(0.5), steps=60).run(model, x, y).backwards.max()) < 60  # they are easy prey
+    attack = PGD(Linf(0.5), steps=100, gradient=Frozen(Backprop(), SEED))
+    assert attack.run(model, x, y).forwards.tolist() == [100] * COUNT
+    assert int(PGD(Linf(0.5), steps=100).run(model, x, y).backwards.max()) < 50  # they are easy prey
 
 
 def test_it_does_not_go_where_batches_are_tiled():
