@@ -77,6 +77,7 @@ def test_mean_is_the_input_and_survivors_are_scaled_by_their_chance(share):
     chance = 1 - (1 - p) ** r
     out = prune(SAP(share), h.expand(n, 2, 3, 3))
     kept = out != 0
+    assert kept.flatten(1).sum(1).max() <= r  # independent survivals would exceed r = 4 now and then
     torch.testing.assert_close(out[kept], (h / chance).expand_as(out)[kept])
     error = (out.mean(0) - h[0]) / (h[0] * ((1 - chance[0]) / chance[0] / n).sqrt())
     assert error.abs().max() < norm.isf(0.5e-6 / 18)
@@ -101,6 +102,7 @@ def test_rows_do_not_see_each_other():
     torch.manual_seed(0)
     lonely = torch.zeros(4, 5)
     lonely[:, 2] = torch.tensor([1e-3, 1.0, 1e3, 0.0])
+    assert not drawn(torch.zeros(2, 5), 40).any()
     assert torch.equal(SAP()(lonely), lonely)  # one active unit is certain to survive, none stays none
 
 
