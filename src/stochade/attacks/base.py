@@ -42,6 +42,7 @@ class Attempt:
         trace: what the search saw on its way.
         found_at: [N] passes that had been spent when the inputs were found.
         winner: [N] index of the member of a suite that the inputs come from, -1 for none; None for single attacks.
+        targets: [N] classes that the attack pulled to, -1 for examples left alone; None for any wrong class.
     """
 
     inputs: Tensor
@@ -52,6 +53,7 @@ class Attempt:
     trace: Trace
     found_at: Tensor
     winner: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -184,8 +184,9 @@ class Ledger:
             distance = self.threat.distance(self.found, self.x0)
         assert distance is not None
         return Attempt(
-            self.found, value, distance, self.forwards, self.backwards, self.trace(), self.found_at, winner
-        )
+            self.found, value, distance, self.forwards, self.backwards, self.trace(), self.found_at, winner,
+            self.targets,
+        )  # fmt: skip
 
     def trace(self) -> Trace:
         """The lines so far, at most LINES of them."""

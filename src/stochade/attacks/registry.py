@@ -2,13 +2,15 @@
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from stochade.attacks.base import Attack
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES
-from stochade.attacks.threats import Ball
+from stochade.attacks.targeted import Targeted
+from stochade.attacks.threats import Ball, parse_threat
 from stochade.errors import BudgetError, UsageError
 
 ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
@@ -37,14 +39,18 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
     "backward": str,
     "forward": str,
     "clip": str,
+    "eps": str,
+    "norm": str,
+    "target": str,
 }
 
 
 def parse_attack(text: str, threat: Ball) -> Attack:
-    """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"` -> an attack.
+    """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"`, `"fgsm eps=0.3"` -> an attack.
 
     Options: steps, restarts, step_size, momentum, samples, sigma, clip; draws (per gradient), pairs (of evolution),
-    backward and forward (substitutes for all discrete layers that declare them), objective.
+    backward and forward (substitutes for all discrete layers that declare them), objective. Every attack takes eps
+    and norm (a threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class).
 
     Raises:
         UsageError: an unknown attack or option. BudgetError: a value that makes no sense.
@@ -55,6 +61,10 @@ def parse_attack(text: str, threat: Ball) -> Attack:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(ATTACKS)}"
         raise UsageError("the name of an attack", repr(name), hint)
     options = dict(_option(name, pair) for pair in pairs)
+    threat = _own_threat(threat, options.pop("norm", None), options.pop("eps", None))
+    if (goal := options.pop("target", None)) is not None:
+        rest = [pair for pair in pairs if not pair.startswith("target=")]
+        return Targeted(parse_attack(" ".join([name, *rest]), threat), int(goal) if goal.isdigit() else goal)
     if "objective" in options:
         if options["objective"] not in OBJECTIVES:
             raise UsageError(f"an objective out of {', '.join(OBJECTIVES)}", repr(options["objective"]))
@@ -72,7 +82,16 @@ def parse_attack(text: str, threat: Ball) -> Attack:
     return _built(name, {"threat": threat} | options)
 
 
-def _option(name: str, pair: str) -> tuple[str, object]:
+def _own_threat(threat: Ball, norm: str | None, eps: str | None) -> Ball:
+    """The threat of an attack that names its own budget or norm."""
+    if norm is None:
+        return threat if eps is None else parse_threat(f"{threat.name}={eps}")
+    if eps is None and norm != threat.name:
+        raise BudgetError("a budget beside another norm", f"norm={norm}", f"write norm={norm} eps=NUMBER")
+    return parse_threat(f"{norm}={threat.eps if eps is None else eps}")
+
+
+def _option(name: str, pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
     if not equals or key not in _OPTIONS:
         near = difflib.get_close_matches(key, _OPTIONS, n=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.gradients import Model
 from stochade.attacks.inputs import check_model
+from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError, ModelError
 from stochade.nn.discrete import as_module
 from stochade.randomness import untouched
@@ -47,6 +48,8 @@ def for_transfer(attack: Attack) -> Attack:
     """The same attack with nobody leaving: a point that has just fooled its source transfers worst."""
     if any(f.name == "drop_fooled" for f in fields(attack)):  # type: ignore[arg-type]
         return replace(attack, drop_fooled=False)  # type: ignore[type-var]
+    if isinstance(attack, Targeted):
+        return replace(attack, attack=for_transfer(attack.attack))
     return attack
 
 
