@@ -228,7 +228,7 @@ def test_bad_arguments():
         ({"threat": 0}, BudgetError),
         ({"threat": -1}, BudgetError),
         ({"effort": "heroic"}, BudgetError),
-        ({"published": 93.1}, BudgetError),
+        ({"claim": 93.1}, BudgetError),
         ({"draws": 0}, BudgetError),
     ):
         with pytest.raises(error):

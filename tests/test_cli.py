@@ -146,7 +146,7 @@ MISTAKES = [
     ["audit", "digits-mlp", "--seed", "x"],
     ["audit", "digits-mlp", "--effort", "heroic"],
     ["audit", "digits-mlp", "--device", "tpu"],
-    ["audit", "known:linear", "--published", "93"],
+    ["audit", "known:linear", "--claim", "93"],
     ["audit", "known:linear", "--draws", "0"],
     ["audit", "known:nothing"],
     ["audit", "nofile.py:build"],

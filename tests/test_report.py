@@ -99,11 +99,11 @@ def test_why_is_told_by_the_masking_findings_and_never_promised_away(audit, page
         "Why they differ: One draw per gradient overstates accuracy by 28 points; "
         "The authors’ attack takes a single step." in page.text
     )
-    quiet = Audit(audit.records, [], audit.threat, audit.claim)
+    quiet = Audit(audit.records, [], audit.threat, audit.claim_attack)
     text = Page(build(quiet, tmp_path / "q.html").read_text()).text
     assert "No sign of gradient masking was found by the checks that ran. This is not a proof" in text
     assert "Why they differ" not in text
-    weak = Audit(audit.records, [Finding("c", "incomplete", "too few steps")], audit.threat, audit.claim)
+    weak = Audit(audit.records, [Finding("c", "incomplete", "too few steps")], audit.threat, audit.claim_attack)
     text = Page(build(weak, tmp_path / "w.html").read_text()).text
     assert "Why they differ: too few steps. No sign" in text
     assert "One finding says that the attacks were not strong" in text

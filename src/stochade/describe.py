@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -49,6 +50,17 @@ def describe(value: object) -> object:
     if name is not None:
         return f"{getattr(value, '__module__', '')}.{name}"
     return type(value).__name__
+
+
+def as_call(description: object) -> str:
+    """A described object as the call that makes it: {"type": "Linf", "eps": 0.1} is "Linf(eps=0.1)"."""
+    if isinstance(description, dict) and "type" in description:
+        inner = ", ".join(f"{key}={as_call(item)}" for key, item in description.items() if key != "type")
+        return f"{description['type']}({inner})"
+    if isinstance(description, list | tuple):
+        return "[" + ", ".join(as_call(item) for item in description) + "]"
+    own = isinstance(description, str) and description.startswith("stochade.")
+    return str(description).rpartition(".")[2] if own else str(description)
 
 
 def digest(value: object) -> str:
@@ -106,7 +118,7 @@ def provenance() -> dict:
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "",
         "git_revision": git_revision(),
         "versions": {
             "stochade": __version__,

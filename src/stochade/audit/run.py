@@ -10,8 +10,9 @@ from stochade.attacks.base import Attack, FromProbabilities
 from stochade.attacks.descent import Descent
 from stochade.attacks.gradients import Model, _whole
 from stochade.attacks.inputs import check_inputs, check_model, probe
-from stochade.attacks.threats import Ball, Linf
-from stochade.audit import plan
+from stochade.attacks.threats import Ball
+from stochade.audit import claims, plan
+from stochade.audit.adaptive import adaptive_attacks, expected_winners, search_cost
 from stochade.audit.checks import Evidence, run_checks
 from stochade.audit.probes import probe_model
 from stochade.audit.result import Audit
@@ -29,12 +30,13 @@ def audit(
     model: Model,
     images: Any,
     labels: Any = None,
-    threat: Ball | float = 0.1,
+    threat: Ball | float | None = None,
     *,
     effort: str | plan.Effort = "standard",
     draws: int = 20,
     seed: int = 0,
-    published: float | None = None,
+    claim: float | None = None,
+    claim_attack: str | Attack | None = None,
     out: str | Path | None = None,
     chunk: int = 100,
     workers: int = 0,
@@ -44,6 +46,7 @@ def audit(
     device: str = "cpu",
     show_progress: bool = True,
     meta: dict | None = None,
+    command: str | None = None,
 ) -> Audit:
     """How accurate a model looks under the attack its authors would use, how accurate it is under the best attack
     found, and why the two differ.
@@ -56,21 +59,24 @@ def audit(
     Args:
         model: images [N,C,H,W] in [0,1] -> logits [N,K], in eval mode; one call is one draw.
         images, labels: as for `evaluate`.
-        threat: Linf(eps), L2(eps), L1(eps), L0(k); a number means Linf.
+        threat: Linf(eps), L2(eps), L1(eps), L0(k); a number means Linf; None: that of the claimed attack, else
+            Linf(0.1).
         effort: "quick", "standard" or "thorough", or a `plan.Effort`.
         draws: scoring draws per example.
-        published: the accuracy that was claimed in print for the one-step attack, shown beside ours.
+        claim: the accuracy in print, in [0,1], put beside our replication of it and the lowest accuracy found.
+        claim_attack: the attack it was claimed for, "fgsm eps=0.3" or an Attack; by default FGSM at the threat.
         out: folder for records, audit.json and (by the command line) the report; resumable.
         seed, chunk, workers, threads, eight_bit, keep_images, device, show_progress, meta: as for `evaluate`.
+        command: how to repeat this audit, as the report shows it; None: the call of this function.
 
     Raises:
-        As `evaluate`; BudgetError for a threat that is none of the four norms or has no budget.
+        As `evaluate`; BudgetError for a threat that has no budget or a claim outside [0,1]; ThreatError for a claimed
+        attack in another norm.
     """
-    threat = threat if isinstance(threat, Ball) else Linf(threat)
+    claims.check_claim(claim)
+    claimed, threat = claims.claimed_attack(claim_attack, threat)
     if threat.eps == 0:
         raise BudgetError("a budget above 0", "0", "an audit without a budget is the clean accuracy: use evaluate")
-    if published is not None and not 0 <= published <= 1:
-        raise BudgetError("a published accuracy in [0,1]", repr(published), "write 0.931 for 93.1 %")
     strength = plan.effort_of(effort)
     _whole(chunk, "chunk")
     _whole(draws, "draws")
@@ -83,7 +89,7 @@ def audit(
             "model": fingerprint_model(model),
             "data": fingerprint_data(source),
             "attack": [threat, strength, draws, seed, chunk],
-            "show": [published, eight_bit, keep_images, meta],
+            "show": [claim, claimed, eight_bit, keep_images, meta],
         }
     )
     if out is not None and (finished := _finished(Path(out), request)) is not None:
@@ -99,7 +105,14 @@ def audit(
     work = None if out is None else Path(out) / "work"
 
     first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
-    searched = evaluate(model, images, labels, first, out=None if work is None else work / "search", **options)
+    looked, labelled = source[0]
+    adaptive, log = adaptive_attacks(
+        model, looked.to(device), labelled.to(device), threat, _random(probes), strength, seed, show_progress
+    )
+    first |= adaptive
+    told = "" if claim_attack is None else claims.written(claim_attack)
+    name, tried = ("", first) if claimed is None else claims.with_claim(first, claimed, told)
+    searched = evaluate(model, images, labels, tried, out=None if work is None else work / "search", **options)
     best = _strongest(searched, first)
     pixels = x[0].numel()
     own = first.get(plan.OWN_MARGIN)
@@ -110,9 +123,13 @@ def audit(
             model, images, labels, second.attacks, out=None if work is None else work / "curves", **options
         )
         records = _merged(searched, curves)
-    claim = plan.ONE_STEP if plan.ONE_STEP in records.attacks else best
-    findings = run_checks(Evidence(records, probes, info, second.curves, claim))
-    result = Audit(records, findings, info, claim, published, second.curves, probes, request)
+    usual = plan.ONE_STEP if plan.ONE_STEP in records.attacks else best
+    name = name or usual
+    compared = name if records.attacks[name].threat == info else usual  # at another budget it says nothing here
+    findings = run_checks(Evidence(records, probes, info, second.curves, compared))
+    settings = {"draws": draws, "seed": seed, "chunk": chunk} | ({"eight_bit": True} if eight_bit else {})
+    call = claims.repeat_call(threat, effort, claim, told, settings)
+    result = Audit(records, findings, info, name, claim, second.curves, probes, request, log, told, command or call)
     if out is not None:
         records.folder = None
         result.save(out)
@@ -184,4 +201,12 @@ def expected_cost(
     first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
     name = plan.OWN_MARGIN if plan.OWN_MARGIN in first else plan.EVOLUTION
     second = plan.curve_attacks(name, first[name], first.get(plan.OWN_MARGIN), threat, x[0].numel(), _random(probes))
-    return expected_seconds(model, images, labels, first | second.attacks, draws)
+    third = expected_winners(threat, strength, _random(probes)) if strength.search else {}
+    cost = expected_seconds(model, images, labels, first | second.attacks | third, draws)
+    searching = search_cost(strength, len(source)) // (2 * len(source))  # half forwards, half backwards
+    share = 3 * searching / max(1, cost["forwards"] + 2 * cost["backwards"])
+    return {
+        "forwards": cost["forwards"] + searching,
+        "backwards": cost["backwards"] + searching,
+        "seconds": cost["seconds"] * (1 + share),
+    }

@@ -29,16 +29,21 @@ class Audit:
     stochade audit mynet.py:build --data mnist --threat linf=0.3 --examples 500
 
     stochade audit runs/mymodel --data cifar10 --threat linf=8/255 --dry-run
+
+    stochade audit mynet.py:build --data mnist --claim 0.931 --claim-attack "fgsm eps=0.3"
     """
 
     target: Name
     """A built-in (see `stochade ls`), a checkpoint folder, module:function or file.py:function."""
     threat: str | None = None
-    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10. Default: what the target is usually measured under."""
+    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10. Default: the claim attack's own, else what the target is
+    usually measured under."""
     effort: str = "standard"
     """quick, standard or thorough."""
-    published: float | None = None
-    """Accuracy that was claimed in print for the one-step attack, in [0,1]."""
+    claim: float | None = None
+    """Accuracy under attack that was claimed in print, in [0,1]: 0.931 for 93.1 %."""
+    claim_attack: str | None = None
+    """The attack it was claimed for, with its options, in quotes: "fgsm eps=0.3". Default: fgsm at the threat."""
     eight_bit: bool = False
     """Round adversarial images to whole grey levels first."""
     out: Path | None = None
@@ -49,6 +54,7 @@ class Audit:
     def run(self) -> None:
         from stochade.attacks import parse_threat
         from stochade.audit import audit
+        from stochade.audit.claims import check_claim, claimed_attack
         from stochade.audit.plan import effort_of
         from stochade.audit.run import expected_cost
         from stochade.report import build, summary
@@ -56,10 +62,13 @@ class Audit:
 
         o = self.run_options
         effort_of(self.effort)
+        check_claim(self.claim)
         threat = None if self.threat is None else parse_threat(self.threat)
+        claimed_attack(self.claim_attack, threat)
         common.check_device(o.device)
         target = load_target(self.target, seed=0, device=o.device, show_progress=not o.quiet)
-        threat = threat or parse_threat(target.threat or "linf=0.1")
+        usual = parse_threat(target.threat or "linf=0.1")
+        _, threat = claimed_attack(self.claim_attack, threat, usual)
         images, labels, facts = common.load_images(self.images, target.data, o.seed)
         if o.dry_run:
             common.print_cost(expected_cost(target.model, images, labels, threat, self.effort, o.draws), len(images))
@@ -67,8 +76,9 @@ class Audit:
         out = self.out or Path("runs") / f"audit-{_slug(self.target)}"
         result = audit(
             target.model, images, labels, threat, effort=self.effort, draws=o.draws, seed=o.seed, out=out,
-            published=self.published, chunk=o.chunk, workers=o.workers, eight_bit=self.eight_bit, device=o.device,
-            show_progress=not o.quiet, meta=target.about | facts,
+            claim=self.claim, claim_attack=self.claim_attack, chunk=o.chunk, workers=o.workers,
+            eight_bit=self.eight_bit, device=o.device, show_progress=not o.quiet, meta=target.about | facts,
+            command=common.repeated("audit", self),
         )  # fmt: skip
         page = build(result, out / "report.html")
         print(summary(result))

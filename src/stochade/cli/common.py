@@ -1,6 +1,8 @@
 """What several commands share: options of a run, data, threats, attacks by name."""
 
-from dataclasses import dataclass
+import os
+import shlex
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,34 @@ class DataOptions:
     """How many images, a seeded subset; 0 takes all."""
     download: bool = False
     """Allow a download by name (needs stochade[download])."""
+
+
+WITHOUT_EFFECT = ("out", "quiet", "dry_run")  # on results
+
+
+def repeated(name: str, command: Any) -> str:
+    """The command line that gives these results again: every option that is not at its default, quoted for a shell,
+    with absolute paths cut to their last part (run it from that folder)."""
+    return shlex.join(["stochade", name, *_arguments(command)])
+
+
+def _arguments(command: Any) -> list[str]:
+    places, options = [], []
+    for part in fields(command):
+        value = getattr(command, part.name)
+        if is_dataclass(value):
+            options += _arguments(value)
+        elif part.default is MISSING and part.default_factory is MISSING:
+            places += [_short(v) for v in (value if isinstance(value, tuple) else (value,))]
+        elif part.name not in WITHOUT_EFFECT and value != part.default:
+            options.append(f"--{part.name.replace('_', '-')}")
+            options += [] if value is True else [_short(v) for v in (value if isinstance(value, tuple) else (value,))]
+    return places + options
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return os.path.basename(text.rstrip("/")) if os.path.isabs(text) else text
 
 
 def check_device(device: str) -> None:

@@ -143,7 +143,8 @@ def _line(points: list[tuple[float, str]], estimates: list[Estimate], name: str,
 def _landmarks(audit: Audit) -> list[dict]:
     """The two numbers of the headline, placed on the budget plot."""
     marks = [("lowest accuracy found", audit.found, audit.threat, "found", "diamond")]
-    claimed = audit.records.attacks[audit.claim].threat if audit.claim in audit.records.attacks else None
+    own = audit.records.attacks.get(audit.claim_attack)
+    claimed = None if own is None else own.threat
     if claimed is not None and claimed["norm"] == audit.threat["norm"]:
         marks.insert(0, ("authors’ attack", audit.claimed, claimed, "claimed", "diamond-open"))
     return [

@@ -43,15 +43,15 @@ def headline(records: Records, audit: Audit | None) -> Headline:
 
 
 def _of_audit(audit: Audit) -> Headline:
-    records, claim = audit.records, audit.claim
+    records, claim = audit.records, audit.claim_attack
     claimed, found = audit.claimed, audit.found
     record = records.attacks.get(claim)
     where = threat_text(record.threat if record else None)
     inside = threat_text(audit.threat)
     named = claim + (f", {where}" if where else "")
     bars = [_clean(records)] if CLEAN in records.attacks else []
-    if audit.published is not None:
-        printed = Estimate(float(audit.published), None, None, 0, 0, kind="published")
+    if audit.claim is not None:
+        printed = Estimate(float(audit.claim), None, None, 0, 0, kind="published")
         bars.append(Bar("published", "Published claim", "as printed, no interval given", printed))
     bars.append(Bar("claimed", "Authors’ attack, rerun", named, claimed))
     bars.append(Bar("found", "Lowest accuracy found", f"worst attack per image, {inside}", found))

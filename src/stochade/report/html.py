@@ -12,6 +12,7 @@ import numpy as np
 
 import stochade
 from stochade.audit.result import Audit
+from stochade.describe import as_call
 from stochade.evaluate.records import CLEAN, KINDS, Records
 from stochade.files import write_atomically
 from stochade.report import figures
@@ -252,21 +253,11 @@ def _provenance(records: Records) -> dict:
     """The records' meta, known keys first, then what every attack was, as one line each."""
     meta = {key: value for key, value in _meta(records).items() if key not in ("command", "attacks", "parts")}
     ordered = {key: meta.pop(key) for key in FIRST if key in meta} | meta
-    attacks = {name: _call(r.info["attack"]) for name, r in records.attacks.items() if r.info.get("attack")}
+    attacks = {name: as_call(r.info["attack"]) for name, r in records.attacks.items() if r.info.get("attack")}
     attacks.pop(CLEAN, None)
     if attacks:
         ordered["attacks"] = attacks
     return json.loads(json.dumps(_jsonable(ordered), default=str))
-
-
-def _call(value) -> str:
-    """A described object as the call that makes it: {"type": "Linf", "eps": 0.1} is "Linf(eps=0.1)"."""
-    if isinstance(value, dict) and "type" in value:
-        inner = ", ".join(f"{key}={_call(item)}" for key, item in value.items() if key != "type")
-        return f"{value['type']}({inner})"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_call(item) for item in value) + "]"
-    return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("stochade.") else str(value)
 
 
 def _sentence(records: Records):
