@@ -18,29 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from cases import load_case, versions
-
-
-class Counter:
-    """Counts, per image of the case, what goes forward through a model and what comes back."""
-
-    def __init__(self, model: nn.Module, images: int):
-        self.images, self.forward_rows, self.backward_rows = images, 0, 0
-        self.handle = model.register_forward_hook(self.forward)
-
-    def forward(self, _module, _inputs, output: Tensor) -> None:
-        self.forward_rows += len(output)
-        if output.requires_grad:
-            output.register_hook(self.backward)
-
-    def backward(self, gradient: Tensor) -> None:
-        self.backward_rows += len(gradient)
-
-    def close(self) -> dict:
-        self.handle.remove()
-        return {"forwards": self.forward_rows / self.images, "backwards": self.backward_rows / self.images}
+from counting import Counter, floor
 
 
 def contenders() -> dict[str, dict]:
@@ -51,15 +31,6 @@ def contenders() -> dict[str, dict]:
 
     names = [*ours.CONTENDERS, *theirs]
     return {name: ours.CONTENDERS.get(name, {}) | theirs.get(name, {}) for name in names}
-
-
-def floor(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
-    """So many forwards and backwards to the images, no more."""
-    x = images.clone()
-    for _ in range(steps):
-        x.requires_grad_()
-        torch.autograd.grad(nn.functional.cross_entropy(model(x), labels, reduction="sum"), x)
-        x = x.detach()
 
 
 def timed(run) -> tuple[float, float, object]:

@@ -1,8 +1,10 @@
-"""One process that times PGD-10 against its floor, on request. pgd_cost.py starts one per environment.
+"""One process that times attacks against their floor, on request. pgd_cost.py and gradient_cost.py start one per
+environment.
 
-Reads JSON lines on standard input, {"case": ..., "contender": ...}, and answers each with one on standard output.
-A contender is timed between two floors: ten forwards and backwards to the images of the same model, no more. Torch
-only at the top, so that it runs in either environment.
+Reads JSON lines on standard input, {"case": ..., "contender": ..., "count": whether passes are counted instead of
+seconds}, and answers each with one on standard output. A contender is timed between two floors: as many forwards and
+backwards to the images of the same model as it takes steps. Torch only at the top, so that it runs in either
+environment.
 """
 
 import json
@@ -17,21 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from cases import load_case, versions
+from counting import Counter, floor
 
 STEPS = 10
 Attack = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
 
-def floor(model: nn.Module, images: Tensor, labels: Tensor, eps: float = 0.0) -> Tensor:
-    """Ten forwards and backwards to the images: what no gradient attack of ten steps can avoid, unless examples
-    leave."""
-    x = images.clone()
-    for _ in range(STEPS):
-        x.requires_grad_()
-        loss = nn.functional.cross_entropy(model(x), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
-        x = x.detach()
-    return gradient
+def again(steps: int) -> Attack:
+    """The floor itself, timed like an attack."""
+
+    def run(model, images, labels, eps):
+        floor(model, images, labels, steps)
+        return images
+
+    return run
 
 
 def stochade(**parts) -> Attack:
@@ -88,7 +89,22 @@ def adv_lib(model, images, labels, eps):
     return pgd_linf(model, images, labels, eps, steps=STEPS, absolute_step_size=2.5 * eps / STEPS)
 
 
-CONTENDERS: dict[str, Attack] = {
+def common(attack: str, library: str, **options) -> Attack:
+    """An attack of `ours.py` or `peers/contenders.py`."""
+
+    def run(model, images, labels, eps):
+        import contenders
+
+        import ours
+
+        table = ours.CONTENDERS[attack] if library == "stochade" else contenders.CONTENDERS[attack]
+        given = {"norm": "linf", "eps": eps} if attack.startswith("apgd") else {}
+        return table[library](model, images, labels, **given, **options)
+
+    return run
+
+
+PGD_CONTENDERS: dict[str, Attack] = {
     "stochade": stochade(),
     "stochade keep=last": stochade(keep="last"),
     "stochade drop_fooled=False": stochade(drop_fooled=False),
@@ -96,23 +112,40 @@ CONTENDERS: dict[str, Attack] = {
     "foolbox": foolbox,
     "ART": art,
     "adv-lib": adv_lib,
-    "floor again": floor,
+    "floor again": again(STEPS),
 }
+APGD = ("stochade", "auto-attack", "adv-lib", "torchattacks", "ART")
+CW = ("stochade", "adv-lib", "foolbox", "torchattacks", "ART")
+CW_STEPS = 50
+CONTENDERS: dict[str, tuple[Attack, int]] = {name: (attack, STEPS) for name, attack in PGD_CONTENDERS.items()}
+CONTENDERS |= {f"APGD {name}": (common("apgd-ce", name, steps=STEPS), STEPS) for name in APGD}
+CONTENDERS |= {f"C&W {name}": (common("cw", name, steps=CW_STEPS, c=1.0), CW_STEPS) for name in CW}
+CONTENDERS["C&W floor again"] = (again(CW_STEPS), CW_STEPS)
 
 
 def clock() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
 
 
-def measure(attack: Attack, model, images, labels, eps) -> dict:
+def count(attack: Attack, model, images, labels, eps) -> dict:
+    """One run that is not timed: warms up, and tells the passes per image that the model saw."""
+    counter = Counter(model, len(images))
+    try:
+        attack(model, images, labels, eps)
+    finally:
+        passes = counter.close()
+    return passes
+
+
+def measure(attack: Attack, steps: int, model, images, labels, eps) -> dict:
     """One timing: floor, attack, floor. Ratios of process CPU time and of wall time."""
     torch.manual_seed(0)
     times = [clock()]
-    floor(model, images, labels)
+    floor(model, images, labels, steps)
     times.append(clock())
     adversarial = attack(model, images, labels, eps)
     times.append(clock())
-    floor(model, images, labels)
+    floor(model, images, labels, steps)
     times.append(clock())
     before, spent, after = ([b[i] - a[i] for i in (0, 1)] for a, b in pairwise(times))
     left = any(p.grad is not None for p in model.parameters())
@@ -144,10 +177,16 @@ def main(folder: Path) -> None:
             case = request["case"]
             cases.setdefault(case, None)
             cases[case] = cases[case] or load_case(folder, case)
+            attack, steps = CONTENDERS[request["contender"]]
             try:
-                answer = measure(CONTENDERS[request["contender"]], *cases[case])
-            except ImportError as problem:
-                answer = {"missing": str(problem)}
+                if request.get("count"):
+                    answer = count(attack, *cases[case])
+                else:
+                    answer = measure(attack, steps, *cases[case])
+            except Exception as problem:
+                if not isinstance(problem, ImportError) and type(problem).__name__ not in ("UsageError", "KeyError"):
+                    raise
+                answer = {"missing": f"{type(problem).__name__}: {problem}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

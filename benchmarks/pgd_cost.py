@@ -53,22 +53,24 @@ def synthetic() -> tuple[nn.Module, Tensor, Tensor]:
     return model, images, model(images).argmax(1)
 
 
-def start(folder: Path, heap: str) -> dict[str, Worker]:
+def start(folder: Path, heap: str, sides: dict[str, list[str]]) -> dict[str, Worker]:
     """A process for every environment that is there; contender -> its process."""
     workers = both("cost_worker.py", folder, heap == "steady")
-    return {name: workers[side] for side, names in NAMES.items() if side in workers for name in names}
+    return {name: workers[side] for side, names in sides.items() if side in workers for name in names}
 
 
-def measure(folder: Path, case: str, heap: str, repeats: int) -> tuple[dict[str, list[dict]], dict]:
+def measure(
+    folder: Path, case: str, heap: str, repeats: int, sides: dict[str, list[str]] = NAMES
+) -> tuple[dict[str, list[dict]], dict]:
     """{contender: timings} and the versions: rounds in rotated order, in PROCESSES fresh processes one after the
-    other, each with one warm-up of every contender."""
+    other, each with one warm-up of every contender, whose passes are counted."""
     results: dict[str, list[dict]] = {}
     facts: dict = {}
     for part in range(PROCESSES):
-        workers = start(folder, heap)
+        workers = start(folder, heap, sides)
         distinct = list({id(w): w for w in workers.values()}.values())
         facts |= {k: v for w in distinct for k, v in w.ask(hello=True)["versions"].items()}
-        warm = {name: worker.ask(case=case, contender=name) for name, worker in workers.items()}
+        warm = {name: worker.ask(case=case, contender=name, count=True) for name, worker in workers.items()}
         for name in [name for name, answer in warm.items() if "missing" in answer]:
             results[name] = [warm[name]]
             del workers[name]
@@ -76,7 +78,8 @@ def measure(folder: Path, case: str, heap: str, repeats: int) -> tuple[dict[str,
         for turn in range(part * repeats // PROCESSES, (part + 1) * repeats // PROCESSES):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                results.setdefault(name, []).append(workers[name].ask(case=case, contender=name))
+                told = workers[name].ask(case=case, contender=name)
+                results.setdefault(name, []).append(told | warm[name])
         for worker in distinct:
             worker.close()
         print(f"{case}, {heap} heap: {part + 1} of {PROCESSES}", file=sys.stderr)
@@ -96,21 +99,23 @@ def summary(timings: list[dict]) -> dict:
         "accuracy after": timings[-1]["accuracy"],
         "left gradients": any(t["left gradients"] for t in timings),
         "repeats": len(timings),
+        "forwards": timings[-1]["forwards"],
+        "backwards": timings[-1]["backwards"],
         "cpu ratios": [round(t["cpu"], 4) for t in timings],
         "wall ratios": [round(t["wall"], 4) for t in timings],
     }
 
 
 def table(rows: dict) -> list[str]:
-    lines = ["| | CPU / floor | wall / floor | accuracy | dirty |", "|-|-|-|-|-|"]
+    lines = ["| | CPU / floor | wall / floor | passes | accuracy | dirty |", "|-|-|-|-|-|-|"]
     for name, s in rows.items():
         if "missing" in s:
-            lines.append(f"| {name} | not installed: {s['missing']} | | | |")
+            lines.append(f"| {name} | missing: {s['missing']} | | | | |")
             continue
         ratios = [f"{s[key]['median']:.3f} [{s[key]['min']:.2f}, {s[key]['max']:.2f}]" for key in ("cpu", "wall")]
-        last = ["", ""]
-        if name != "floor again":
-            last = [f"{100 * s['accuracy after']:.1f} %", "yes" if s["left gradients"] else "no"]
+        last = [f"{s['forwards']:.1f} + {s['backwards']:.1f}", "", ""]
+        if not name.endswith("floor again"):
+            last[1:] = [f"{100 * s['accuracy after']:.1f} %", "yes" if s["left gradients"] else "no"]
         lines.append("| " + " | ".join([name, *ratios, *last]) + " |")
     return lines
 
@@ -127,9 +132,9 @@ def markdown(result: dict) -> str:
         "Floor: ten forwards and backwards to the images of the same model, measured in the same process just",
         "before and just after each attack. Figures are attack / floor, median [least, most]; process CPU time",
         "decides, wall time stands beside it. conv32-5x5s2, conv64-5x5s2, fc100, fc10; batch 256; linf, random",
-        "start, ten steps of eps/4; one thread. *Accuracy* is what one prediction leaves; *dirty* is whether",
-        "gradients stayed in the user's model. *floor again* times the floor like an attack: its distance from 1",
-        "is the noise of the measurement.",
+        "start, ten steps of eps/4; one thread. *Passes*: forwards + backwards per image that the model saw (probes",
+        "too); *accuracy* is what one prediction leaves; *dirty* is whether gradients stayed in the user's model.",
+        "*floor again* times the floor like an attack: its distance from 1 is the noise of the measurement.",
         "",
         "The heap matters more than any attack loop: as glibc has it, memory goes back to the system and returns at",
         "every step, more or less often by luck. So both are measured: the kept heap shows what a loop computes.",
