@@ -134,6 +134,8 @@ def count(attack: Attack, model, images, labels, eps) -> dict:
         attack(model, images, labels, eps)
     finally:
         passes = counter.close()
+        model.zero_grad(set_to_none=True)
+        model.eval()
     return passes
 
 

@@ -117,9 +117,7 @@ def advlib_pgd(p: Problem, _: int) -> Found:
     return one_prediction(p, adversarial), adversarial
 
 
-def autoattack(
-    p: Problem, seed: int, kind: str, iterations: int | None = None, attacks: tuple[str, ...] = ()
-) -> Found:
+def autoattack(p: Problem, seed: int, kind: str, steps: int | None = None, attacks: tuple[str, ...] = ()) -> Found:
     from autoattack import AutoAttack
 
     with tempfile.TemporaryDirectory() as folder:
