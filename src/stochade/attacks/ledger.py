@@ -161,6 +161,10 @@ class Ledger:
     def settle(self, rows: Tensor, x: Tensor, value: Tensor | None = None) -> None:
         """x is what these rows hand back; they leave."""
         self.replace(rows, x, value)
+        self.close(rows)
+
+    def close(self, rows: Tensor) -> None:
+        """These rows are settled with what was found for them; they leave."""
         self.open = self.open[~torch.isin(self.open, rows)]
 
     def note(self, rows: Tensor, value: Tensor, distance: Tensor | None = None) -> None:
@@ -172,6 +176,20 @@ class Ledger:
         passes = torch.zeros_like(self.forwards)
         passes[rows] = self.passes[rows]
         self._lines.append((lines[0], lines[1], passes))
+
+    def join(self, rows: Tensor, part: Attempt) -> Tensor:
+        """Add what another search spent and saw on these rows. Returns [n] passes, counted from the beginning of this
+        search, at which it found its inputs."""
+        before = self.passes[rows]
+        self.forwards[rows] += part.forwards
+        self.backwards[rows] += part.backwards
+        for value, distance, passes in zip(*part.trace, strict=True):
+            line = self.x0.new_full((2, len(self.x0)), torch.nan)
+            line[0, rows], line[1, rows] = value, distance
+            spent = torch.zeros_like(self.forwards)
+            spent[rows] = torch.where(passes > 0, passes + before, passes)
+            self._lines.append((line[0], line[1], spent))
+        return before + part.found_at
 
     def attempt(self, distance: Tensor | None = None, winner: Tensor | None = None) -> Attempt:
         """What the search hands back.
