@@ -41,7 +41,7 @@ from stochade.attacks import (
     margin,
     sweep,
 )
-from stochade.audit import Audit, Finding, audit
+from stochade.audit import Audit, Finding, audit, draws_until_stable
 from stochade.data import ClassMap, Images, Normalized
 from stochade.errors import StochadeError
 from stochade.evaluate import Estimate, Records, compare_runs, evaluate
@@ -55,6 +55,6 @@ __all__ = [
     "Brightness", "ClassMap", "Custom", "Descent", "Discrete", "Ensemble", "Estimate", "Evolution", "Finding",
     "FromProbabilities", "Frozen", "FrozenNoise", "GaussianNoise", "Images", "Linf", "Normalized", "RandomSearch",
     "Records", "Rotate", "Scale", "Shift", "StochadeError", "Surrogate", "Transforms", "UniformJitter",
-    "UniformNoise", "audit", "backward_as", "compare_runs", "cross_entropy", "dlr", "evaluate", "forward_as",
-    "keep_dropout", "kubo2019_bim", "margin", "scope_of", "sweep",
+    "UniformNoise", "audit", "backward_as", "compare_runs", "cross_entropy", "dlr", "draws_until_stable",
+    "evaluate", "forward_as", "keep_dropout", "kubo2019_bim", "margin", "scope_of", "sweep",
 ]  # fmt: skip

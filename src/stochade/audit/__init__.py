@@ -1,9 +1,10 @@
 """Audit: findings with evidence, and the lowest accuracy found."""
 
 from stochade.audit.checks import CHECKS
+from stochade.audit.draws import StableDraws, draws_until_stable
 from stochade.audit.findings import Finding
 from stochade.audit.plan import EFFORTS, Effort
 from stochade.audit.result import Audit
 from stochade.audit.run import audit
 
-__all__ = ["CHECKS", "EFFORTS", "Audit", "Effort", "Finding", "audit"]
+__all__ = ["CHECKS", "EFFORTS", "Audit", "Effort", "Finding", "StableDraws", "audit", "draws_until_stable"]
