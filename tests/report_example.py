@@ -52,6 +52,7 @@ def attack(
         backwards=np.full(len(labels), steps * draws, np.int32),
         found_at=np.full(len(labels), 3, np.int32),
         winner=np.full(len(labels), -1, np.int16),
+        targets=np.full(len(labels), -1, np.int16),
         trace=np.zeros((len(labels), steps), np.float32),
         trace_distance=np.full((len(labels), steps), np.nan, np.float32),
         trace_passes=np.zeros((len(labels), steps), np.int32),

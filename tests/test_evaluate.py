@@ -1,14 +1,17 @@
 """Evaluation: identity of results, resumption, the caller's model, scores and their errors."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -16,7 +19,11 @@ from torch import nn
 import stochade
 from doubles import ATTACKS, Base, examples, run
 from stochade import FGSM, PGD, Custom, Linf, Records, UniformNoise, compare_runs, evaluate, sweep
+from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError, ModelError, RecordsError, StochadeError, ThreatError
+from stochade.evaluate.seconds import seconds_per_pass
+from stochade.evaluate.unit import member_names
+from stochade.models.known_answer import CoinFlip
 from stochade.randomness import fingerprint
 
 
@@ -56,6 +63,9 @@ def test_one_and_two_workers_write_the_same_bytes(tmp_path):
     two = run(tmp_path / "two", workers=2)
     assert same(one, two)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") != {}
+    times = seconds(tmp_path / "two")
+    assert {name: passes for name, (_, passes) in times.items()} == {"fgsm": 120, "pgd": 720}
+    assert all(spent > 0 for spent, _ in times.values())
 
 
 def test_order_of_chunks_does_not_matter(tmp_path, monkeypatch):
@@ -119,6 +129,105 @@ def test_kill_minus_nine_midway(tmp_path, workers):
     subprocess.run([*command[:2], str(tmp_path / "whole")], check=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "whole")) == 12
+
+
+def seconds(folder: Path) -> dict:
+    return json.loads((folder / "provenance.json").read_text())["seconds"]
+
+
+class Slow(Base):
+    """Five milliseconds a pass."""
+
+    def forward(self, x):
+        time.sleep(0.005)
+        return super().forward(x)
+
+
+def test_seconds_are_measured_without_the_scoring(tmp_path):
+    """PGD-10 on three chunks is ten slow forwards each; scoring 6 + 6 draws and probes would add 13 more."""
+    attacks = {"noise": UniformNoise(Linf(1e-3)), "pgd": PGD(1e-3, steps=10, drop_fooled=False)}
+    slow = run(tmp_path / "slow", model=CoinFlip(Slow()).eval(), attacks=attacks)
+    spent, passes = seconds(tmp_path / "slow")["pgd"]
+    record = slow.attacks["pgd"]
+    assert passes == record.forwards.sum() + record.backwards.sum() == 60 * 20
+    assert 3 * 10 * 0.005 <= spent < 3 * 22 * 0.005 + 1, "one second for a busy machine"
+    assert "noise" not in seconds(tmp_path / "slow"), "no pass, no time of a pass"
+    assert slow.meta["provenance"]["seconds"] == seconds(tmp_path / "slow")
+    assert Records.load(tmp_path / "slow").meta["provenance"]["seconds"] == seconds(tmp_path / "slow")
+    assert seconds_per_pass(slow.meta["provenance"])["pgd"] == spent / passes
+
+
+def test_seconds_add_up_over_sessions(tmp_path, monkeypatch):
+    from stochade.evaluate import run as module
+
+    unit, done = module.run_unit, []
+
+    def dies(*arguments):
+        if len(done) == 8:
+            raise KeyboardInterrupt
+        done.append(arguments[2])
+        return unit(*arguments)._replace(seconds=1.0)
+
+    monkeypatch.setattr(module, "run_unit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert seconds(tmp_path)["pgd"][0] == done.count("pgd") == 2
+    monkeypatch.setattr(module, "run_unit", lambda *a: unit(*a)._replace(seconds=10.0))
+    run(tmp_path)
+    assert seconds(tmp_path)["pgd"][0] == 2 * 1.0 + 1 * 10.0
+    assert seconds(tmp_path)["pgd"][1] == 60 * (6 + 6)
+    (tmp_path / "provenance.json").write_text("damaged")
+    run(tmp_path)
+    assert seconds(tmp_path) == {}
+
+
+def test_a_session_that_is_killed_loses_a_few_seconds_only(tmp_path, monkeypatch):
+    from stochade.evaluate import seconds as module
+
+    record = run(attacks={"pgd": PGD(1e-3, steps=3)}).attacks["pgd"]
+    clock = module.Clock(tmp_path)
+    clock.add("pgd", 2.0, record)
+    assert not (tmp_path / "provenance.json").exists()
+    monkeypatch.setattr(module, "EVERY", -1.0)
+    clock.add("pgd", 2.0, record)
+    assert seconds(tmp_path)["pgd"][0] == 4.0
+
+
+def test_what_holds_no_times_gives_none():
+    for facts in (None, {}, {"seconds": None}, {"seconds": {"a": 3, "b": [1], "c": [1.0, 0], "d": [0.0, 5]}}):
+        assert seconds_per_pass(facts) == {}
+
+
+def test_targets_and_their_success_are_kept(tmp_path):
+    """Towards class 1: the examples of class 0 are pulled there, those of class 1 are left alone."""
+    attacks = {"to 1": Targeted(PGD(0.4, steps=20), 1), "pgd": PGD(0.4, steps=20)}
+    records = run(tmp_path, model=Base(), attacks=attacks)
+    loaded = Records.load(tmp_path)
+    for one in (records, loaded):
+        assert (one.attacks["to 1"].targets == np.where(one.labels == 1, -1, 1)).all()
+        assert one.reached("pgd") is None
+        reached = one.reached("to 1")
+        assert reached is not None
+        assert (reached.value, reached.examples) == (1.0, int((one.labels == 0).sum()))
+    assert records.score("to 1").value == (records.labels == 1).mean()
+    for path in sorted((tmp_path / "records" / "pgd").iterdir()):  # records from before there were targets
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns(["target"]).replace_schema_metadata(table.schema.metadata), path)
+    assert (Records.load(tmp_path).attacks["pgd"].targets == -1).all()
+
+
+def test_a_suite_names_its_members():
+    @dataclass(frozen=True)
+    class Suite:
+        members: object
+        names: tuple = ()
+
+    assert member_names(Suite({"a": 1, "b": 2})) == ["a", "b"]
+    assert member_names(Suite((FGSM(0.1), UniformNoise(Linf(0.1))), ("x", "y"))) == ["x", "y"]
+    assert member_names(Suite((FGSM(0.1), PGD(0.1), UniformNoise(Linf(0.1))))) == [
+        "descent 1", "descent 2", "uniformnoise"
+    ]  # fmt: skip
+    assert member_names(Targeted(PGD(0.1), 1)) == member_names(PGD(0.1)) == []
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):

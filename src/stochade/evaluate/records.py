@@ -1,7 +1,7 @@
 """Records: what every attack did to every example, raw. All tables, figures and reports are built from them."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,12 @@ class AttackRecord:
             not that is inside the threat, and inf where it found nothing. value: [N] the attacker's mean objective.
         forwards, backwards: [N] int32 passes spent. found_at: [N] of them, when the inputs were found.
         winner: [N] int16, the member of a suite that the inputs come from; -1 for none, and for single attacks.
+        targets: [N] int16, the class that the attack pulled to; -1 for none.
         trace: [N, steps] float32 objective before each step, NaN after leaving.
         trace_distance, trace_passes: [N, steps] float32 and int32, distance and passes at each of these steps.
         images: {row: float32 [C,H,W]} of the first kept rows.
-        info: {"attack": repr, "threat": {"norm", "eps"} or None, "label": text}.
+        info: {"attack": described, "threat": {"norm", "eps"} or None, "label": text}, "minimal": True for
+            minimum-norm attacks, "members": [names] for suites.
     """
 
     predictions: np.ndarray
@@ -44,6 +46,7 @@ class AttackRecord:
     backwards: np.ndarray
     found_at: np.ndarray
     winner: np.ndarray
+    targets: np.ndarray
     trace: np.ndarray
     trace_distance: np.ndarray
     trace_passes: np.ndarray
@@ -111,6 +114,19 @@ class Records:
         estimate = intervals.mean(right, kind, target, shared=self.noise_block() if kind == "single" else None)
         draws = self.draws
         return Estimate(estimate.value, estimate.low, estimate.high, estimate.examples, draws, target, kind)
+
+    def reached(self, attack: str) -> Estimate | None:
+        """How often the class that an attack pulled to was predicted, over its scoring draws and the examples that
+        had such a class; None for an attack without targets."""
+        record = self._get(attack)
+        rows = record.targets >= 0
+        if not rows.any():
+            return None
+        hits = record.predictions[rows] == record.targets[rows, None]
+        estimate = intervals.mean(hits, "single", shared=self.noise_block())
+        if self.noise_block() is not None and not rows.all():  # blocks of noise with holes: no interval for these
+            return replace(estimate, low=None, high=None)
+        return estimate
 
     @property
     def draws(self) -> int:

@@ -20,12 +20,13 @@ from stochade.attacks.base import Attack
 from stochade.attacks.gradients import Model, _whole
 from stochade.attacks.inputs import check_model
 from stochade.attacks.threats import Threat
-from stochade.describe import describe, digest, fingerprint_model, provenance
+from stochade.describe import describe, digest, fingerprint_model
 from stochade.errors import BudgetError, ModelError, RecordsError
-from stochade.evaluate.records import CLEAN, SCHEMA, WORST, AttackRecord, Records
+from stochade.evaluate.records import CLEAN, SCHEMA, WORST, Records
+from stochade.evaluate.seconds import Clock
 from stochade.evaluate.source import Source
 from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_json
-from stochade.evaluate.unit import Settings, attack_info, run_unit
+from stochade.evaluate.unit import Settings, Unit, attack_info, run_unit
 from stochade.files import write_atomically
 from stochade.nn.discrete import scope_of
 from stochade.progress import progress
@@ -139,9 +140,13 @@ def evaluate(
         _open(folder, config)
     units = [(name, index) for index in range(source.chunks) for name in config["attacks"]]
     job = _Job(model, source, {CLEAN: None} | table, settings, config["digest"], folder)
-    results = _run(job, units, workers, threads, show_progress)
+    clock = Clock(folder)
+    try:
+        results = _run(job, units, clock, workers, threads, show_progress)
+    finally:
+        facts = clock.save()
     records = _gather(results, config, folder)
-    records.meta["provenance"] = _provenance(folder)
+    records.meta["provenance"] = facts
     return records
 
 
@@ -176,13 +181,6 @@ def _open(folder: Path, config: dict) -> None:
     write_json(path, config)
 
 
-def _provenance(folder: Path | None) -> dict:
-    facts = provenance()
-    if folder is not None:
-        write_json(folder / "provenance.json", facts)
-    return facts
-
-
 class _Job:
     """Everything a unit needs; travels to workers once."""
 
@@ -190,10 +188,12 @@ class _Job:
         self.model, self.source, self.attacks = model, source, attacks
         self.settings, self.run, self.folder = settings, run, folder
 
-    def __call__(self, name: str, index: int) -> tuple[np.ndarray, np.ndarray, AttackRecord]:
+    def __call__(self, name: str, index: int) -> Unit:
         part = run_unit(self.model, self.source, name, self.attacks[name], index, self.settings)
         if self.folder is not None:
-            data = unit_bytes(*part, first=self.source.rows(index).start, digest=self.run)
+            data = unit_bytes(
+                part.ids, part.labels, part.record, first=self.source.rows(index).start, digest=self.run
+            )
             write_atomically(unit_path(self.folder, name, index), data)
         return part
 
@@ -204,10 +204,10 @@ class _Job:
         return len(self.source.rows(index)) * (forwards + 2 * backwards + 2 * self.settings.draws)
 
 
-Results = dict[tuple[str, int], tuple[np.ndarray, np.ndarray, AttackRecord]]
+Results = dict[tuple[str, int], Unit]
 
 
-def _run(job: _Job, units: list[tuple[str, int]], workers: int, threads: int, show: bool) -> Results:
+def _run(job: _Job, units: list[tuple[str, int]], clock: Clock, workers: int, threads: int, show: bool) -> Results:
     results: Results = {}
     if job.folder is not None:
         for unit in units:
@@ -219,11 +219,12 @@ def _run(job: _Job, units: list[tuple[str, int]], workers: int, threads: int, sh
     with progress("attacking", total, show and bool(left), done) as tick:
         for unit, part in _in_workers(job, left, workers, threads) if workers else _here(job, left):
             results[unit] = part
+            clock.add(unit[0], part.seconds, part.record)
             tick(job.cost(*unit), unit[0])
     return results
 
 
-def _finished(job: _Job, name: str, index: int):
+def _finished(job: _Job, name: str, index: int) -> Unit | None:
     """A unit that an earlier session wrote whole, or None. A damaged or foreign file is done again."""
     assert job.folder is not None
     path = unit_path(job.folder, name, index)
@@ -233,7 +234,7 @@ def _finished(job: _Job, name: str, index: int):
         facts, ids, labels, record = read_unit(path)
     except RecordsError:
         return None
-    return (ids, labels, record) if facts["digest"] == job.run else None
+    return Unit(ids, labels, record) if facts["digest"] == job.run else None
 
 
 def _here(job: _Job, units: list[tuple[str, int]]):
@@ -289,10 +290,10 @@ def _in_workers(job: _Job, units: list[tuple[str, int]], workers: int, threads: 
 
 def _gather(results: Results, config: dict, folder: Path | None) -> Records:
     attacks = {
-        name: join([results[name, index][2] for index in range(config["chunks"])]) for name in config["attacks"]
+        name: join([results[name, index].record for index in range(config["chunks"])]) for name in config["attacks"]
     }
     clean = [results[CLEAN, index] for index in range(config["chunks"])]
-    ids, labels = np.concatenate([c[0] for c in clean]), np.concatenate([c[1] for c in clean])
+    ids, labels = np.concatenate([c.ids for c in clean]), np.concatenate([c.labels for c in clean])
     return Records(ids, labels, attacks, dict(config), folder)
 
 

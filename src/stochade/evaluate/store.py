@@ -2,7 +2,7 @@
 moment and goes on where it stood with the same final bytes.
 
     FOLDER/run.json                  configuration, its digest, the attacks in order (no dates)
-    FOLDER/provenance.json           versions, hardware, command, dates of every session
+    FOLDER/provenance.json           versions, hardware, command, date of the last session, seconds of every attack
     FOLDER/records/<attack>/00000.parquet
 """
 
@@ -67,6 +67,7 @@ def unit_bytes(ids: np.ndarray, labels: np.ndarray, record: AttackRecord, first:
             "backwards": pa.array(record.backwards, pa.int32()),
             "found_at": pa.array(record.found_at, pa.int32()),
             "winner": pa.array(record.winner, pa.int16()),
+            "target": pa.array(record.targets, pa.int16()),
             "trace": _list(record.trace, pa.float32()),
             "trace_distance": _list(record.trace_distance, pa.float32()),
             "trace_passes": _list(record.trace_passes, pa.int32()),
@@ -128,8 +129,9 @@ def read_unit(path: Path) -> tuple[dict, np.ndarray, np.ndarray, AttackRecord]:
 
 def _since_schema_2(table: Any, column: Any, matrix: Any, count: int) -> dict[str, np.ndarray]:
     """What records of schema 1 lack, as unknown."""
+    targets = {"targets": column("target") if "target" in table.column_names else np.full(count, -1, np.int16)}
     if "found_at" in table.column_names:
-        return {
+        return targets | {
             "found_at": column("found_at"),
             "winner": column("winner"),
             "trace_distance": matrix("trace_distance", np.float32),
@@ -137,7 +139,7 @@ def _since_schema_2(table: Any, column: Any, matrix: Any, count: int) -> dict[st
         }
     trace = matrix("trace", np.float32)
     spent = column("forwards") + column("backwards")
-    return {
+    return targets | {
         "found_at": spent,
         "winner": np.full(count, -1, np.int16),
         "trace_distance": np.full_like(trace, np.nan),
@@ -161,7 +163,7 @@ def join(parts: list[AttackRecord]) -> AttackRecord:
 
     names = (
         "predictions", "selection", "vote_logits", "vote_probabilities", "distance", "value", "forwards", "backwards",
-        "found_at", "winner",
+        "found_at", "winner", "targets",
     )  # fmt: skip
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
     images = {row: image for p in parts for row, image in p.images.items()}

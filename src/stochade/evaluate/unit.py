@@ -1,7 +1,10 @@
 """One unit of work: one attack on one chunk of examples. A function of (configuration, seed, attack, chunk) and
 nothing else, so that units may run in any order, in any process, once or again after a crash."""
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +33,42 @@ class Settings:
     device: str
 
 
+class Unit(NamedTuple):
+    """What one unit gave: identities and labels [N], the record, and the wall seconds of the attack itself."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    record: AttackRecord
+    seconds: float = 0.0
+
+
 def attack_info(attack: object) -> dict:
     """The attack as plain data, for the records."""
     threat = getattr(attack, "threat", None)
-    return {"attack": describe(attack), "threat": threat_info(threat), "label": str(threat) if threat else ""}
+    info = {"attack": describe(attack), "threat": threat_info(threat), "label": str(threat) if threat else ""}
+    if getattr(attack, "minimal", False):
+        info["minimal"] = True
+    if members := member_names(attack):
+        info["members"] = members
+    return info
 
 
-def run_unit(
-    model: Model, source: Source, name: str, attack: Attack | None, index: int, settings: Settings
-) -> tuple[np.ndarray, np.ndarray, AttackRecord]:
-    """(ids, labels, record) of one attack (None: the clean images) on chunk `index`."""
+def member_names(attack: object) -> list[str]:
+    """The names of a suite's members, in the order that `Attempt.winner` counts them; empty for other attacks."""
+    attack = getattr(attack, "attack", attack)  # a suite pulled to a class is one still
+    names, members = getattr(attack, "names", None), getattr(attack, "members", None)
+    if isinstance(members, Mapping):
+        return [str(name) for name in members]
+    if not isinstance(members, list | tuple):
+        return []
+    if isinstance(names, list | tuple) and len(names) == len(members):
+        return [str(name) for name in names]
+    plain = [type(member).__name__.lower() for member in members]
+    return [f"{n} {plain[: i + 1].count(n)}" if plain.count(n) > 1 else n for i, n in enumerate(plain)]
+
+
+def run_unit(model: Model, source: Source, name: str, attack: Attack | None, index: int, settings: Settings) -> Unit:
+    """One attack (None: the clean images) on chunk `index`."""
     x, y = source[index]
     check_inputs(x, y)
     ids = identities(x, y)
@@ -49,12 +78,14 @@ def run_unit(
         reseed(seed_for(settings.seed, "probe", name, index))
         if attack is None:
             probe(model, x, y, probabilities_allowed=True)
-            inputs, empty = x, torch.zeros(len(x))
+            inputs, empty, seconds = x, torch.zeros(len(x)), 0.0
             attempt = Attempt(x, torch.full((len(x),), torch.nan), empty, empty, empty, _no_trace(len(x)), empty)
         else:
+            start = time.perf_counter()
             attempt = attack.run(
                 model, x, y, seed=settings.seed, ids=ids, model_seed=seed_for(settings.seed, "draws", name, index)
             )
+            seconds = _elapsed(start, x)
             inputs = checked(attempt.inputs, x, attack.threat, name)
             if settings.eight_bit:
                 inputs = to_eight_bit(inputs, x)
@@ -79,14 +110,26 @@ def run_unit(
         forwards=_numpy(attempt.forwards, np.int32),
         backwards=_numpy(attempt.backwards, np.int32),
         found_at=_numpy(attempt.found_at, np.int32),
-        winner=_numpy(torch.full((len(x),), -1) if attempt.winner is None else attempt.winner, np.int16),
+        winner=_numpy(_or_none(attempt.winner, x), np.int16),
+        targets=_numpy(_or_none(attempt.targets, x), np.int16),
         trace=_numpy(attempt.trace.value.T, np.float32),
         trace_distance=_numpy(attempt.trace.distance.T, np.float32),
         trace_passes=_numpy(attempt.trace.passes.T, np.int32),
         images=kept,
         info={"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack),
     )
-    return ids.numpy(), y.cpu().numpy(), record
+    return Unit(ids.numpy(), y.cpu().numpy(), record, seconds)
+
+
+def _elapsed(start: float, x: Tensor) -> float:
+    """Seconds since `start`, with what an accelerator still has to do."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
+
+
+def _or_none(values: Tensor | None, x: Tensor) -> Tensor:
+    return torch.full((len(x),), -1) if values is None else values
 
 
 def _no_trace(count: int) -> Trace:
