@@ -186,6 +186,8 @@ def _merged(first: Records, second: Records) -> Records:
         "parts": first.meta["parts"] | second.meta["parts"],
         "digest": first.meta["digest"] + second.meta["digest"],
     }
+    facts = first.meta["provenance"], second.meta["provenance"]
+    meta["provenance"] = facts[0] | {"seconds": facts[0]["seconds"] | facts[1]["seconds"]}
     return Records(first.ids, first.labels, attacks, meta)
 
 
