@@ -32,6 +32,20 @@ class Problem:
     classes: int = 10
 
 
+class Padded(nn.Module):
+    """A model of two classes with eight more, always ten below its lowest logit: the suites' difference-of-logits
+    loss and their nine targets need as many. Its answers are those of the model."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        low = logits.detach().amin(1, keepdim=True) - 10
+        return torch.cat([logits, low.expand(-1, 8)], 1)
+
+
 Found = tuple[float | None, Tensor]  # robust accuracy as reported (None: it reports nothing), images
 
 
@@ -204,6 +218,21 @@ MORE: list[Entry] = [
         partial(autoattack, kind="custom", attacks=("apgd-ce", "fab", "square")),
     ),
 ]  # fmt: skip
+
+
+def padded(p: Problem, seed: int, report: Report) -> Found:
+    return report(Problem(Padded(p.model).eval(), p.images, p.labels, p.eps, 10), seed)
+
+
+def on_two_classes(entries: list[Entry]) -> list[Entry]:
+    """The same attacks; whole suites, which fail on two classes, see the padded model."""
+    table = []
+    for library, attack, source, report in entries:
+        if "AutoAttack" in attack or attack.startswith(("standard", "rand")):
+            table.append((library, f"{attack}, padded to ten classes", source, partial(padded, report=report)))
+        else:
+            table.append((library, attack, source, report))
+    return table
 
 
 def run_once(p: Problem, report: Report, seed: int) -> Found:
