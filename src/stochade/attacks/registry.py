@@ -1,56 +1,105 @@
 """Attacks by the name that the command line takes."""
 
 import difflib
+import inspect
+import types
+import typing
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
+from stochade.attacks.adaptive_suite import Adaptive
+from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
-from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD
+from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
-from stochade.attacks.objectives import OBJECTIVES
+from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr
+from stochade.attacks.square import Square
 from stochade.attacks.targeted import Targeted
 from stochade.attacks.threats import Ball, parse_threat
 from stochade.errors import BudgetError, UsageError
 
-ATTACKS: dict[str, tuple[Callable[..., Attack], str]] = {
+Factory = Callable[..., Attack]
+
+
+def _evolution(
+    threat: Ball, steps: int = 40, pairs: int = 50, sigma: float = 0.05, draws: int = 1, **parts
+) -> Attack:
+    return PGD(threat, steps, gradient=Evolution(pairs, sigma, draws), **parts)
+
+
+def _kubo(threat: Ball, steps: int = 10, step: float | None = None, **parts) -> Attack:
+    return kubo2019_bim(threat.eps / steps if step is None else step, steps, **parts)
+
+
+ATTACKS: dict[str, tuple[Factory, str]] = {
     "fgsm": (FGSM, "one step with the whole budget"),
     "bim": (BIM, "basic iterative method, projected, 10 steps from the image"),
     "ill": (ILL, "iterative least-likely class, 10 steps"),
     "pgd": (PGD, "projected gradient descent, random start, 40 steps"),
     "mifgsm": (MIFGSM, "momentum iterative FGSM, 10 steps"),
-    "evolution": (PGD, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
+    "apgd-ce": (partial(APGD, objective=cross_entropy), "auto-PGD on cross entropy, 100 steps (linf, l2, l1)"),
+    "apgd-dlr": (partial(APGD, objective=dlr), "auto-PGD on the difference of logits ratio (linf, l2, l1)"),
+    "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
+    "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
+    "evolution": (_evolution, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
     "uniform-noise": (UniformNoise, "one random point of the threat"),
     "gaussian-noise": (GaussianNoise, "Gaussian noise, projected"),
-    "random-search": (RandomSearch, "the best of many random points"),
-    "kubo2019-bim": (kubo2019_bim, "the thesis's BIM without projection, for replication (10 steps of eps/10)"),
+    "random-search": (RandomSearch, "the best of many random points (samples=10000 for an audit)"),
+    "adaptive": (Adaptive, "searches for the attack that works on this model, then runs the winners"),
+    "kubo2019-bim": (_kubo, "the thesis's BIM without projection, for replication (10 steps of eps/10)"),
 }
 
-_OPTIONS: dict[str, Callable[[str], object]] = {
-    "steps": int,
-    "restarts": int,
-    "samples": int,
-    "pairs": int,
-    "draws": int,
-    "step_size": float,
-    "momentum": float,
-    "sigma": float,
-    "objective": str,
-    "backward": str,
-    "forward": str,
-    "clip": str,
-    "eps": str,
-    "norm": str,
-    "target": str,
-}
+GRADIENT = {"draws": int, "backward": str, "forward": str}  # what attacks with a gradient take besides
+EVERYWHERE = {"eps": str, "norm": str, "target": str}  # what every attack takes
+
+
+def options_of(name: str) -> dict[str, Callable[[str], Any]]:
+    """The options that an attack takes on the command line, with how each is read."""
+    factory = ATTACKS[name][0]
+    made = factory.func if isinstance(factory, partial) else factory
+    parameters = inspect.signature(made).parameters
+    found = {p.name: p.annotation for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    kind: Any = made if is_dataclass(made) else kubo2019_bim if made is _kubo else Descent
+    if is_dataclass(made) or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        found |= {f.name: f.type for f in fields(kind)}
+    options = {key: reader for key, annotation in found.items() if (reader := _reader(annotation)) is not None}
+    if "objective" in found:
+        options["objective"] = _objective_named
+    if "gradient" in found and made is not _evolution:
+        options |= GRADIENT
+    return options | EVERYWHERE
+
+
+def _reader(annotation: Any) -> Callable[[str], Any] | None:
+    """How the text of an option becomes a value: numbers, words and switches; None for everything else."""
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for kind in (int, float, str):
+        if kind in parts and bool not in parts:
+            return kind
+    return _switch if bool in parts else None
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
+        raise ValueError(text)
+    return text.lower() in ("yes", "true", "1")
+
+
+def _objective_named(text: str) -> Any:
+    if text not in OBJECTIVES:
+        raise UsageError(f"an objective out of {', '.join(OBJECTIVES)}", repr(text))
+    return OBJECTIVES[text]
 
 
 def parse_attack(text: str, threat: Ball) -> Attack:
     """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"`, `"fgsm eps=0.3"` -> an attack.
 
-    Options: steps, restarts, step_size, momentum, samples, sigma, clip; draws (per gradient), pairs (of evolution),
-    backward and forward (substitutes for all discrete layers that declare them), objective. Every attack takes eps
-    and norm (a threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class).
+    Options are the attack's own parameters (`options_of`); attacks with a gradient also take draws (per gradient),
+    backward and forward (substitutes for all discrete layers that declare them). Every attack takes eps and norm (a
+    threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class).
 
     Raises:
         UsageError: an unknown attack or option. BudgetError: a value that makes no sense.
@@ -60,26 +109,19 @@ def parse_attack(text: str, threat: Ball) -> Attack:
         near = difflib.get_close_matches(name, ATTACKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(ATTACKS)}"
         raise UsageError("the name of an attack", repr(name), hint)
-    options = dict(_option(name, pair) for pair in pairs)
+    known = options_of(name)
+    options = dict(_option(name, known, pair) for pair in pairs)
     threat = _own_threat(threat, options.pop("norm", None), options.pop("eps", None))
     if (goal := options.pop("target", None)) is not None:
         rest = [pair for pair in pairs if not pair.startswith("target=")]
         return Targeted(parse_attack(" ".join([name, *rest]), threat), int(goal) if goal.isdigit() else goal)
-    if "objective" in options:
-        if options["objective"] not in OBJECTIVES:
-            raise UsageError(f"an objective out of {', '.join(OBJECTIVES)}", repr(options["objective"]))
-        options["objective"] = OBJECTIVES[str(options["objective"])]
-    if name == "kubo2019-bim":
-        options.setdefault("step", threat.eps / int(options.get("steps", 10)))  # type: ignore[call-overload]
-        return _built(name, {k: v for k, v in options.items() if k != "threat"})
-    if name in ("fgsm", "bim", "ill", "pgd", "mifgsm"):
-        draws = options.pop("draws", 1)
-        gradient = Backprop(draws, options.pop("backward", None), options.pop("forward", None))  # type: ignore[arg-type]
-        options["gradient"] = gradient
-    if name == "evolution":
-        sigma, count = options.pop("sigma", 0.05), options.pop("pairs", 50)
-        options["gradient"] = Evolution(count, sigma, options.pop("draws", 1))  # type: ignore[arg-type]
-    return _built(name, {"threat": threat} | options)
+    if GRADIENT.keys() <= known.keys() and GRADIENT.keys() & options.keys():
+        parts = [options.pop(key, default) for key, default in (("draws", 1), ("backward", None), ("forward", None))]
+        options["gradient"] = Backprop(*parts)
+    try:
+        return ATTACKS[name][0](threat, **options)
+    except TypeError as problem:  # an option that the name itself fixes, such as the one step of fgsm
+        raise UsageError(f"options that {name} leaves open", str(problem).split(") ")[-1]) from None
 
 
 def _own_threat(threat: Ball, norm: str | None, eps: str | None) -> Ball:
@@ -91,20 +133,15 @@ def _own_threat(threat: Ball, norm: str | None, eps: str | None) -> Ball:
     return parse_threat(f"{norm}={threat.eps if eps is None else eps}")
 
 
-def _option(name: str, pair: str) -> tuple[str, Any]:
+def _option(name: str, known: dict[str, Callable[[str], Any]], pair: str) -> tuple[str, Any]:
     key, equals, value = pair.partition("=")
-    if not equals or key not in _OPTIONS:
-        near = difflib.get_close_matches(key, _OPTIONS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(_OPTIONS)}"
+    if not equals or key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(known)}"
         raise UsageError(f"option=value for {name}", repr(pair), hint)
     try:
-        return key, _OPTIONS[key](value)
+        return key, known[key](value)
     except ValueError:
-        raise BudgetError(f"a number for {key}", repr(value)) from None
-
-
-def _built(name: str, options: dict) -> Attack:
-    try:
-        return ATTACKS[name][0](**options)
-    except TypeError as problem:
-        raise UsageError(f"options that {name} takes", str(problem).split(") ")[-1]) from None
+        raise BudgetError(
+            f"a number for {key}" if known[key] is not _switch else f"yes or no for {key}", repr(value)
+        ) from None
