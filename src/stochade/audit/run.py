@@ -13,7 +13,9 @@ from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball
 from stochade.audit import claims, plan
 from stochade.audit.adaptive import adaptive_attacks, expected_winners, search_cost
+from stochade.audit.baseline import Baseline, transfer_attack
 from stochade.audit.checks import Evidence, run_checks
+from stochade.audit.experiments import experiments
 from stochade.audit.probes import probe_model
 from stochade.audit.result import Audit
 from stochade.describe import digest, fingerprint_model
@@ -37,6 +39,7 @@ def audit(
     seed: int = 0,
     claim: float | None = None,
     claim_attack: str | Attack | None = None,
+    baseline: Baseline | None = None,
     out: str | Path | None = None,
     chunk: int = 100,
     workers: int = 0,
@@ -65,6 +68,8 @@ def audit(
         draws: scoring draws per example.
         claim: the accuracy in print, in [0,1], put beside our replication of it and the lowest accuracy found.
         claim_attack: the attack it was claimed for, "fgsm eps=0.3" or an Attack; by default FGSM at the threat.
+        baseline: training images of nearly black and white pixels: the defence is compared with a plain network
+            behind a threshold that is trained on them, and images that fool a plain network are tried on it.
         out: folder for records, audit.json and (by the command line) the report; resumable.
         seed, chunk, workers, threads, eight_bit, keep_images, device, show_progress, meta: as for `evaluate`.
         command: how to repeat this audit, as the report shows it; None: the call of this function.
@@ -80,6 +85,8 @@ def audit(
     strength = plan.effort_of(effort)
     _whole(chunk, "chunk")
     _whole(draws, "draws")
+    _whole(workers, "workers", 0)
+    _whole(keep_images, "keep_images", 0)
     source = Source(images, labels, chunk)
     x, y = source[0]
     check_inputs(x, y)
@@ -90,6 +97,7 @@ def audit(
             "data": fingerprint_data(source),
             "attack": [threat, strength, draws, seed, chunk],
             "show": [claim, claimed, eight_bit, keep_images, meta],
+            "baseline": None if baseline is None else fingerprint_data(Source(baseline.images, baseline.labels)),
         }
     )
     if out is not None and (finished := _finished(Path(out), request)) is not None:
@@ -105,6 +113,8 @@ def audit(
     work = None if out is None else Path(out) / "work"
 
     first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
+    if baseline is not None:
+        first |= transfer_attack(baseline, threat, strength.steps, seed)
     looked, labelled = source[0]
     adaptive, log = adaptive_attacks(
         model, looked.to(device), labelled.to(device), threat, _random(probes), strength, seed, show_progress
@@ -114,6 +124,9 @@ def audit(
     name, tried = ("", first) if claimed is None else claims.with_claim(first, claimed, told)
     searched = evaluate(model, images, labels, tried, out=None if work is None else work / "search", **options)
     best = _strongest(searched, first)
+    probes |= experiments(
+        model, source, (best, first[best]), threat, probes, _random(probes), strength, baseline, options
+    )
     pixels = x[0].numel()
     own = first.get(plan.OWN_MARGIN)
     second = plan.curve_attacks(best, first[best], own, threat, pixels, _random(probes))
