@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,14 @@ from torch import nn
 import stochade
 from doubles import ATTACKS, Base, examples, run
 from stochade import FGSM, PGD, Custom, Linf, Records, UniformNoise, compare_runs, evaluate, sweep
+from stochade.attacks.apgd import APGD
+from stochade.attacks.objectives import dlr
+from stochade.attacks.square import Square
+from stochade.attacks.suites import Suite
 from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError, ModelError, RecordsError, StochadeError, ThreatError
+from stochade.evaluate.names import member_names
 from stochade.evaluate.seconds import seconds_per_pass
-from stochade.evaluate.unit import member_names
 from stochade.models.known_answer import CoinFlip
 from stochade.randomness import fingerprint
 
@@ -217,17 +220,18 @@ def test_targets_and_their_success_are_kept(tmp_path):
 
 
 def test_a_suite_names_its_members():
-    @dataclass(frozen=True)
-    class Suite:
-        members: object
-        names: tuple = ()
-
-    assert member_names(Suite({"a": 1, "b": 2})) == ["a", "b"]
-    assert member_names(Suite((FGSM(0.1), UniformNoise(Linf(0.1))), ("x", "y"))) == ["x", "y"]
-    assert member_names(Suite((FGSM(0.1), PGD(0.1), UniformNoise(Linf(0.1))))) == [
-        "descent 1", "descent 2", "uniformnoise"
-    ]  # fmt: skip
-    assert member_names(Targeted(PGD(0.1), 1)) == member_names(PGD(0.1)) == []
+    threat = Linf(0.1)
+    members = (APGD(threat, 5), APGD(threat, 5, objective=dlr), Square(threat, 7), PGD(threat, 3), PGD(threat, 4))
+    names = ["apgd-ce", "apgd-dlr", "square", "pgd 1", "pgd 2"]
+    suite = Suite(threat, members)
+    assert member_names(suite) == member_names(Targeted(suite, 1)) == names
+    assert member_names(Suite(threat, (Custom(print, threat),))) == ["custom"]
+    assert member_names(Targeted(PGD(threat), 1)) == member_names(PGD(threat)) == []
+    records = run(model=Base(), attacks={"suite": Suite(Linf(0.4), (UniformNoise(Linf(0.4)), FGSM(0.4)))})
+    record = records.attacks["suite"]
+    assert record.info["members"] == ["uniform-noise", "fgsm"]
+    assert set(record.winner) <= {-1, 0, 1}
+    assert (record.winner == 1).any()
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):

@@ -2,7 +2,6 @@
 nothing else, so that units may run in any order, in any process, once or again after a crash."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import L0, Ball, Threat
 from stochade.describe import describe
 from stochade.errors import ThreatError
+from stochade.evaluate.names import member_names
 from stochade.evaluate.records import CLEAN, AttackRecord, threat_info
 from stochade.evaluate.source import Source
 from stochade.nn.discrete import scope_of
@@ -51,20 +51,6 @@ def attack_info(attack: object) -> dict:
     if members := member_names(attack):
         info["members"] = members
     return info
-
-
-def member_names(attack: object) -> list[str]:
-    """The names of a suite's members, in the order that `Attempt.winner` counts them; empty for other attacks."""
-    attack = getattr(attack, "attack", attack)  # a suite pulled to a class is one still
-    names, members = getattr(attack, "names", None), getattr(attack, "members", None)
-    if isinstance(members, Mapping):
-        return [str(name) for name in members]
-    if not isinstance(members, list | tuple):
-        return []
-    if isinstance(names, list | tuple) and len(names) == len(members):
-        return [str(name) for name in names]
-    plain = [type(member).__name__.lower() for member in members]
-    return [f"{n} {plain[: i + 1].count(n)}" if plain.count(n) > 1 else n for i, n in enumerate(plain)]
 
 
 def run_unit(model: Model, source: Source, name: str, attack: Attack | None, index: int, settings: Settings) -> Unit:
