@@ -18,22 +18,32 @@ from stochade.attacks import (
     UniformNoise,
     margin,
 )
+from stochade.attacks.apgd import APGDTargeted
+from stochade.attacks.square import Square
 from stochade.attacks.threats import Ball
 from stochade.describe import describe
 from stochade.errors import BudgetError
 from stochade.nn.discrete import discrete_layers
 
 OWN, OWN_AVERAGED, OWN_MARGIN = "pgd", "pgd averaged", "pgd margin"
+OWN_SINGLE, RESTARTED, TARGETED = "pgd single draws", "pgd margin, ten starts", "apgd-t"
 ONE_STEP, ITERATED = "fgsm", "bim"
 NOISE, GAUSSIAN, SEARCH, EVOLUTION = "uniform noise", "gaussian noise", "random search", "evolution"
-BACKWARD, FORWARD = "pgd backward=", "pgd forward="
+SQUARE = "square"
+BACKWARD, FORWARD, TRANSFER = "pgd backward=", "pgd forward=", "transfer from "
+
+OWN_GRADIENT = (ITERATED, OWN, OWN_AVERAGED, OWN_SINGLE, OWN_MARGIN, RESTARTED, TARGETED)
+GRADIENT_FREE = (EVOLUTION, SQUARE)
+ON_CURVES = ("eps=", "steps=", "draws=")  # last words of the names of attacks that only make up a curve
+ADAPTIVE = "adaptive "
 
 
 @dataclass(frozen=True)
 class Effort:
     """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
     and steps of the gradient-free attack, points of the random search, passes per example of the adaptive search (0:
-    none) and how many examples it looks at."""
+    none) and how many examples it looks at, queries of the Square attack (0: none), restarts of the own gradient and
+    a targeted attack (`full`), and examples of the active test (0: none)."""
 
     steps: int
     draws: int
@@ -42,13 +52,19 @@ class Effort:
     samples: int
     search: int = 0
     searched: int = 32
+    queries: int = 50
+    full: bool = False
+    planted: int = 0
 
 
 EFFORTS = {
     "quick": Effort(steps=10, draws=5, pairs=10, evolution_steps=10, samples=20, search=600, searched=16),
-    "standard": Effort(steps=40, draws=20, pairs=25, evolution_steps=20, samples=100, search=3000),
-    "thorough": Effort(steps=100, draws=50, pairs=100, evolution_steps=50, samples=1000, search=20000, searched=64),
-}
+    "standard": Effort(steps=40, draws=20, pairs=25, evolution_steps=20, samples=100, search=3000, queries=200),
+    "thorough": Effort(
+        steps=100, draws=50, pairs=100, evolution_steps=50, samples=10_000, search=20000, searched=64, queries=5000,
+        full=True, planted=64,
+    ),
+}  # fmt: skip
 
 
 def effort_of(name: str | Effort) -> Effort:
@@ -94,14 +110,25 @@ def search_attacks(
             threat, effort.evolution_steps, gradient=Evolution(effort.pairs, _sigma(threat)), objective=margin
         ),
     }
+    if effort.queries and threat.name != "l0":  # on random models every point costs several forwards
+        table[SQUARE] = Square(threat, effort.queries, draws=max(1, effort.draws // 4) if random else 1)
     if not differentiable:
         return table
+    averages = {
+        OWN_AVERAGED: PGD(threat, effort.steps, gradient=averaged),
+        OWN_SINGLE: PGD(threat, effort.steps * effort.draws),  # as many gradients in all
+    }
+    own = PGD(threat, effort.steps, gradient=averaged, objective=margin)
+    full: dict[str, Attack] = {RESTARTED: replace(own, restarts=10)}
+    if threat.name != "l0":
+        full[TARGETED] = APGDTargeted(threat, effort.steps, gradient=averaged)
     table = {
         ONE_STEP: FGSM(threat),
         ITERATED: BIM(threat, 10),
         OWN: PGD(threat, effort.steps),
-        **({OWN_AVERAGED: PGD(threat, effort.steps, gradient=averaged)} if random else {}),
-        OWN_MARGIN: PGD(threat, effort.steps, gradient=averaged, objective=margin),
+        **(averages if random else {}),
+        OWN_MARGIN: own,
+        **(full if effort.full else {}),
         **table,
     }
     backwards, forwards = alternatives(model)
@@ -158,7 +185,8 @@ def curve_attacks(
     ):
         if not isinstance(base, Descent) or (series == "own gradient" and best_name == OWN_MARGIN):
             continue
-        for eps in budgets(threat, pixels, factors):
+        grey = {0.5} if threat.name == "linf" and series == "best attack found" else set()
+        for eps in sorted({*budgets(threat, pixels, factors)} | grey):
             if eps == threat.eps:
                 add("budget", eps, name, None, series)
             else:

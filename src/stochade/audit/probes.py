@@ -1,6 +1,8 @@
 """Measurements on the model itself, before any attack: is it random and at which scope, does it keep state, is its
-gradient zero or mostly noise, does it output probabilities."""
+gradient zero or mostly noise and where does it stop, does its loss jump, does it output probabilities."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from stochade.attacks.inputs import looks_like_probabilities
 from stochade.attacks.objectives import margin
 from stochade.errors import GradientError
 from stochade.nn.discrete import discrete_layers, scope_of
-from stochade.randomness import fingerprint, reseed, seed_for, untouched
+from stochade.randomness import Stream, fingerprint, reseed, seed_for, untouched
 
 DRAWS = 5  # forwards of the randomness test (auto-attack's checks)
 GRADIENTS = 10  # gradients for signal and noise
+DIRECTIONS, RADIUS = 100, 4 / 255  # of the stability test (Pintor et al. 2022)
+STEADY, REPEATS = 16, 4  # its examples, and draws per direction on random models
 
 
 def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -33,6 +37,9 @@ def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, 
         with torch.no_grad():
             facts |= _outputs(model, x, seed)
         facts["gradient"] = _gradient(model, x, y, seed)
+        facts["stability"] = _stability(model, x[:STEADY], y[:STEADY], seed, facts["random"])
+        facts["dynamic"] = differentiates_inside(model, x[:2])
+        facts["blocked_by"] = blocked_by(model, x[:STEADY]) if isinstance(model, nn.Module) else []
         facts["layers"] = (
             sorted({type(m).__name__ for m in discrete_layers(model).values()})
             if isinstance(model, nn.Module)
@@ -117,3 +124,81 @@ def _gradient(model: Model, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
         "signal_to_noise": min(float(ratio.median()), 1e12) if len(ratio) else None,
         "draws": GRADIENTS,
     }
+
+
+@torch.no_grad()
+def _stability(model: Model, x: Tensor, y: Tensor, seed: int, random: bool) -> dict[str, float]:
+    """Mean relative change of the margin over uniform directions within RADIUS (per example at most 1), and the same
+    without any direction: what the model's own noise does."""
+    reseed(seed_for(seed, "stability"))
+    stream = Stream(seed_for(seed, "directions"), torch.arange(len(x), device=x.device))
+    repeats = REPEATS if random else 1
+
+    def at(points: Tensor) -> Tensor:
+        return torch.stack([margin(model(points), y) for _ in range(repeats)]).mean(0)
+
+    reference = torch.stack([at(x) for _ in range(10 if random else 1)]).mean(0)
+    scale = torch.where(reference == 0, torch.ones_like(reference), reference.abs())
+    moved = [
+        ((at(x + RADIUS * (2 * stream.uniform(x.shape[1:], x.dtype) - 1)) - reference) / scale).abs()
+        for _ in range(DIRECTIONS)
+    ]
+    still = [((at(x) - reference) / scale).abs() for _ in range(DIRECTIONS // 4)] if random else [0 * scale]
+
+    def mean(changes: list[Tensor]) -> float:
+        return float(torch.stack(changes).mean(0).clamp(max=1).mean())
+
+    return {"relative_change": mean(moved), "change_by_noise": mean(still), "directions": DIRECTIONS}
+
+
+@torch.no_grad()
+def differentiates_inside(model: Model, x: Tensor) -> bool:
+    """Whether a forward calls autograd: purification or adaptation at test time."""
+    watched = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
+    seen, before = [], sys.getprofile()
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code in watched:
+            seen.append(True)
+
+    sys.setprofile(look)
+    try:
+        model(x)
+    finally:
+        sys.setprofile(before)
+    return bool(seen)
+
+
+def blocked_by(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the innermost modules into which a gradient could go and out of which none comes: their output is cut
+    off from the graph, or its derivative is exactly zero for the whole batch."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, given: tuple, output: object) -> None:
+        image = next((g for g in given if isinstance(g, Tensor) and g.requires_grad), None)
+        if image is None or not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        if not output.requires_grad:
+            found.append(name or type(module).__name__)
+            return
+        weights = torch.arange(1, output.numel() + 1, device=output.device).to(output.dtype).cos()
+        try:  # uneven weights: the sum over a softmax has no derivative
+            total = (output * weights.view_as(output)).sum()
+            (gradient,) = torch.autograd.grad(total, image, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # changed in place since
+            return
+        if gradient is None or not bool(gradient.any()):
+            found.append(name or type(module).__name__)
+
+    leaves = [(name, m) for name, m in model.named_modules() if not any(True for _ in m.children())]
+    hooks = [
+        m.register_forward_hook(lambda m, given, output, name=name: look(name, m, given, output))
+        for name, m in leaves
+    ]
+    try:
+        with torch.enable_grad():
+            model(x.detach().clone().requires_grad_())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(set(found))
