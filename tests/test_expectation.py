@@ -18,6 +18,7 @@ from stochade.attacks import (
     cross_entropy,
     margin,
 )
+from stochade.attacks.apgd import APGDTargeted
 from stochade.describe import describe
 from stochade.errors import BudgetError
 from stochade.models.known_answer import BernoulliLinear, KnownAnswer
@@ -211,6 +212,16 @@ def test_attacks_count_what_was_spent():
     assert found.forwards[0] == 12
     assert found.forwards[2] == 96
     assert attack.cost() == (96, 96)
+
+
+def test_targets_of_an_attack_s_own_stay_with_their_examples():
+    """Targeted APGD pulls each image to classes of its own, while others of its batch have stopped drawing. The model
+    is deterministic and evolution draws from streams: alone and in company an image becomes the same."""
+    x, some = torch.rand(6, 1, 3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 1])
+    model, y = Curved(), torch.arange(6) % 3
+    attack = APGDTargeted(Linf(0.1), steps=4, gradient=Averaged(2, 16, 1.0, Evolution(1, 0.1)), drop_fooled=False)
+    together, apart = attack(model, x, y), attack(model, x[some], y[some])
+    torch.testing.assert_close(apart, together[some], rtol=0, atol=1e-3)
 
 
 def test_relaxed_forwards_compose():

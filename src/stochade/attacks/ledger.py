@@ -70,6 +70,9 @@ class Ledger:
     def gradient(self, gradient: Gradient, x: Tensor, rows: Tensor, objective: Objective, stream: Any) -> Pass:
         """One evaluation of the gradient at x, counted."""
         y, targets = self.goals(rows)
+        aimed: Any = objective
+        if getattr(aimed, "classes", None) is not None:  # as targets: what cuts the batch cuts them too
+            objective, targets = aimed.objective, aimed.classes
         with self.watch:
             result = gradient(self.model, x, y, objective, targets=targets, stream=stream)
         spent = getattr(result, "spent", None)
