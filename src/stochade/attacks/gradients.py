@@ -177,15 +177,19 @@ def _mapping(choice: Mapping | str) -> Mapping:
     return {"*": choice} if isinstance(choice, str | Surrogate) else choice
 
 
-def _differentiate(total: Tensor, leaf: Tensor) -> Tensor:
-    """d total / d leaf; NaN counts as no information (0), an infinite entry as a very large one."""
+def _differentiate(total: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
+    """d total / d leaf; NaN counts as no information (0), an infinite entry as a very large one.
+
+    Args:
+        again: keep the graph for another derivative.
+    """
     if not total.requires_grad:
         raise GradientError(
             "logits that depend on the images by autograd",
             "a graph that never reaches them (detached, or under no_grad)",
             "declare a surrogate backward (nn.Discrete), or attack with gradient=Evolution()",
         )
-    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=again, allow_unused=True)
     if gradient is None:
         raise GradientError(
             "logits that depend on the images by autograd",
