@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report_example import EPS, example
+from report_example import COMMAND, EPS, example
 from stochade.audit.findings import Finding
 from stochade.audit.result import Audit
 from stochade.errors import RecordsError
@@ -20,7 +20,16 @@ from stochade.report import build, summary
 from stochade.report.figures import curves, probes
 from stochade.report.html import _asset, _jsonable
 from stochade.report.pictures import gallery, png
-from stochade.report.rows import budget_text, composition, interval_text, number, passes, percent, threat_text
+from stochade.report.rows import (
+    budget_text,
+    composition,
+    interval_text,
+    members_of,
+    number,
+    passes,
+    percent,
+    threat_text,
+)
 
 
 class Page(HTMLParser):
@@ -79,6 +88,34 @@ def test_headline_shows_the_records_scores(audit, page):
     )
     assert re.search("".join(halves), page.text)
     assert "Published claim as printed, no interval given 85.1 %" in page.text
+
+
+def test_the_claim_card_stands_first_with_its_verdict_and_command(audit, page, tmp_path):
+    card = audit.card
+    assert page.text.index("Claim card: fgsm eps=0.2, linf 0.2") < page.text.index("Claimed and found")
+    shown = [f"{percent(e.value)} {interval_text(e)}" for e in (card.replicated, card.found)]
+    numbers = f"Published 85.1 % as printed Replicated here {shown[0]} Lowest found {shown[1]}"
+    assert numbers in page.text
+    for sentence in (card.title, *card.verdict, COMMAND):
+        assert sentence in page.text
+    quiet = Audit(audit.records, [], audit.threat, "fgsm")
+    assert "Claim card" not in Page(build(quiet, tmp_path / "q.html").read_text()).text
+    unprinted = Audit(audit.records, [], audit.threat, "fgsm", claimed_as="fgsm")
+    assert "Published – no figure was given" in Page(build(unprinted, tmp_path / "u.html").read_text()).text
+
+
+def test_suites_targets_and_the_search_log_are_shown(audit, page, source):
+    assert "What the members of suites brought" in page.text
+    for member in members_of(audit.records, "standard"):
+        assert f"{member.name} {member.broken} {member.chosen}" in page.text
+    reached = audit.records.reached("pgd to the runner-up")
+    assert f"pgd to the runner-up target reached {percent(reached.value)} {interval_text(reached)}" in page.text
+    log = source[source.index('<table class="log">') : source.index('id="probes"')]
+    assert log.count("<tr>") + log.count('<tr class="kept">') == len(audit.search) + 1
+    assert log.count('<tr class="kept">') == sum(line["kept"] for line in audit.search)
+    assert "no gradient reaches the images" in log
+    assert "40.0 points" not in log
+    assert "30.0 points" in log  # from 90 % to 60 % in the first round
 
 
 def test_every_attack_has_a_row_in_the_order_given(audit, source):
@@ -147,7 +184,7 @@ def test_everything_given_is_escaped(tmp_path):
     audit = example()
     records = audit.records
     attacks = {(EVIL if n == "square" else n): r for n, r in records.attacks.items()}
-    attacks[EVIL].info = {"attack": EVIL, "threat": {"norm": "linf", "eps": EPS}, "label": EVIL}
+    attacks[EVIL].info = {"attack": EVIL, "threat": {"norm": "linf", "eps": EPS}, "label": EVIL, "members": [EVIL]}
     meta = {EVIL: {EVIL: [EVIL, {"type": EVIL, EVIL: 1}]}, "command": EVIL, "data": EVIL, "classes": [EVIL] * 10}
     evil = Audit(
         Records(records.ids, records.labels, attacks, meta),
@@ -156,7 +193,11 @@ def test_everything_given_is_escaped(tmp_path):
         EVIL,
         curves={"steps": [{"x": 1, "attack": EVIL, "series": EVIL}], EVIL: [{"x": 1, "attack": EVIL}]},
         probes={EVIL: list(range(9)), "p": EVIL, "gradient": {"zero_share": 0.5, EVIL: EVIL}},
-    )
+        claimed_as=EVIL,
+        command=EVIL,
+        search=[{"attack": EVIL, "parts": EVIL, "rung": 0, "examples": 8, "passes": 1.0, "accuracy": 0.5},
+                {"attack": EVIL, "note": EVIL}],
+    )  # fmt: skip
     source = build(evil, tmp_path / "e.html", title=EVIL).read_text()
     clean = Page(build(audit, tmp_path / "c.html").read_text())
     page = Page(source)
@@ -273,13 +314,17 @@ def test_bare_records_have_no_findings_and_no_claim(audit, tmp_path):
     assert path == tmp_path / "report.html"
     text = Page(path.read_text()).text
     assert "no check for gradient masking ran" in text
-    assert "Looks" not in text
-    assert path.stat().st_size < 500_000  # no plot, so no plotly
+    for word in ("Looks", "Claim", "Adaptive search"):
+        assert word not in text
+    assert "Successes over queries" in text
+    alone = Records(audit.records.ids, audit.records.labels, {"clean": audit.records.attacks["clean"]}, {})
+    assert build(alone, tmp_path / "alone").stat().st_size < 500_000  # no plot, so no plotly
     assert percent(audit.records.score("worst", threat={"norm": "linf", "eps": EPS}).value) in text
 
 
 def test_provenance_is_shown_whole_and_the_command_can_be_copied(page):
-    assert "stochade audit bernoulli-gates --data cifar10 --norm linf --eps 0.2" in page.text
+    assert page.text.count(COMMAND) == 2, "on the card and with the provenance"
+    assert "12000" not in page.text[page.text.index("Provenance", 400) :], "seconds are in the plots"
     for fact in (
         "1234567890123",
         "2.13.0",
@@ -302,6 +347,7 @@ def test_a_runs_own_meta_is_lifted_to_the_top(tmp_path):
     audit.records.attacks["fgsm"].info["attack"] = {
         "type": "Descent", "threat": {"type": "Linf", "eps": 0.2}, "objective": "stochade.attacks.objectives.margin"
     }  # fmt: skip
+    audit.command = ""  # an audit from before there was one
     text = Page(build(audit, tmp_path / "m.html").read_text()).text
     assert "Audit of gates-big" in text
     assert "2026-01-02" in text
@@ -335,7 +381,11 @@ def test_summary_names_the_numbers_and_the_report(audit):
         assert str(estimate) in text
     assert text.splitlines()[-1] == "Report: out/report.html"
     assert "2 masking, 1 incomplete, 1 notice" in text
-    assert len(text.splitlines()) <= 18
+    assert len(text.splitlines()) <= 24
+    card = audit.card
+    for sentence in (f"the claim{card.title[9:]}.", *card.verdict, f"Repeat: {COMMAND}"):
+        assert sentence in text
+    assert "Claim" not in summary(Audit(audit.records, [], audit.threat, "fgsm"))
     colour = Audit(audit.records, [Finding("c", "masking", "\x1b[31mred\rgone")], audit.threat, "fgsm")
     assert "\x1b" not in summary(colour)
     assert "\r" not in summary(colour)
@@ -393,7 +443,8 @@ def test_contrast_meets_aa_in_light_and_dark():
     light, dark = [_tones(b) for b in re.findall(r":root[^{]*\{(.*?)\}", _asset("page.css"), re.S)[:2]]
     assert set(light) == set(dark)
     for tones in (light, dark):
-        for name in ("ink", "quiet", "clean", "published", "claimed", "found", "single", "vote", "all", "focus"):
+        named = ("ink", "quiet", "clean", "published", "claimed", "found", "single", "vote", "all", "focus")
+        for name in (*named, *(f"line-{i}" for i in range(1, 9))):
             assert _contrast(tones[name], tones["paper"]) >= 4.5, name
             assert _contrast(tones[name], tones["raised"]) >= 4.5, name
         for name in ("mask", "inc", "note"):

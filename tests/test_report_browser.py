@@ -139,6 +139,7 @@ def facts(tmp_path_factory) -> dict[str, dict]:
         return {name: job.result() for name, job in jobs.items()}
 
 
+PLOTS = 10  # three curves, successes over queries and seconds, two norms of smallest changes, the search, two probes
 WHERE = ("desk", "phone", "dark")
 
 
@@ -150,7 +151,7 @@ def test_no_error_and_no_request(facts, where):
 
 @pytest.mark.parametrize("where", WHERE)
 def test_every_plot_is_drawn_inside_its_column(facts, where):
-    assert len(facts[where]["plots"]) == 5
+    assert len(facts[where]["plots"]) == PLOTS
     assert all(facts[where]["plots"])
     assert facts[where]["errorBars"] > 20
     assert all(abs(outer - inner) <= 1 for outer, inner in facts[where]["plotWidths"])
@@ -184,7 +185,7 @@ def test_dark_mode_changes_page_and_plots_and_print_is_light(facts):
     assert dark["background"] == "rgb(20, 23, 26)"
     assert light["ink"] != dark["ink"]
     assert dark["printed"] == {"ink": light["ink"], "background": light["background"], "closed": 0}
-    assert dark["after"] == {"ink": dark["ink"], "background": dark["background"], "closed": 5}
+    assert dark["after"] == {"ink": dark["ink"], "background": dark["background"], "closed": PLOTS}
 
 
 def test_no_button_offers_to_upload(facts):

@@ -27,8 +27,9 @@ class Card:
             attack per example inside the claim's threat.
         replicates: whether the published accuracy lies in the interval of the replication; None where no accuracy
             was published or no interval is known.
-        survives: the share of the claim (the published accuracy, else the replication) that is left, None where
-            unknown.
+        survives: the share of the claim (the published accuracy, else the replication) that is left, None where the
+            claim is 0.
+        undercut: whether the lowest accuracy found is below the claim beyond its interval.
         verdict: plain sentences.
         command: what repeats the audit.
     """
@@ -42,11 +43,25 @@ class Card:
     found: Estimate
     replicates: bool | None
     survives: float | None
+    undercut: bool
     verdict: list[str]
     command: str
 
+    @property
+    def title(self) -> str:
+        """The verdict in one line."""
+        left = f"at most {100 * (self.survives or 0):.0f} %"
+        if self.published is None:
+            if self.undercut:
+                return f"Of the accuracy under {self.attack}, {left} survives the strongest attack found"
+            return f"No attack tried here undercuts {self.attack}"
+        known = {True: "The claim replicates", False: "The claim does not replicate"}
+        first = "Whether the claim replicates cannot be said" if self.replicates is None else known[self.replicates]
+        left = f"{left} of it survives the strongest attack found"
+        return f"{first}, and {left if self.undercut else 'no attack tried here undercuts it'}"
+
     def as_dict(self) -> dict:
-        return asdict(self)
+        return asdict(self) | {"title": self.title}
 
 
 def check_claim(value: float | None) -> None:
@@ -110,7 +125,7 @@ def card_of(audit) -> Card | None:
     found = records.score("worst", threat=threat)
     attack = audit.claimed_as or name
     replicates, first = _replication(audit.claim, replicated, attack)
-    survives, last = _survival(audit.claim, replicated, found)
+    survives, undercut, last = _survival(audit.claim, replicated, found)
     verdict = [first]
     if audit.claim is not None and clean.high is not None and audit.claim > clean.high:
         verdict.append(
@@ -125,8 +140,9 @@ def card_of(audit) -> Card | None:
             f"{tried} of its attacks count: an audit at the claim's threat may find less."
         )
     return Card(
-        attack, name, threat, audit.claim, clean, replicated, found, replicates, survives, verdict, audit.command
-    )
+        attack, name, threat, audit.claim, clean, replicated, found, replicates, survives, undercut, verdict,
+        audit.command,
+    )  # fmt: skip
 
 
 def _replication(published: float | None, replicated: Estimate, attack: str) -> tuple[bool | None, str]:
@@ -149,8 +165,8 @@ def _replication(published: float | None, replicated: Estimate, attack: str) -> 
     return False, sentence
 
 
-def _survival(published: float | None, replicated: Estimate, found: Estimate) -> tuple[float | None, str]:
-    """How much of the claim is left under the strongest attack, and that as a sentence."""
+def _survival(published: float | None, replicated: Estimate, found: Estimate) -> tuple[float | None, bool, str]:
+    """How much of the claim is left under the strongest attack, whether that is less beyond doubt, and a sentence."""
     claim = replicated.value if published is None else published
     assert claim is not None
     assert found.value is not None
@@ -158,13 +174,17 @@ def _survival(published: float | None, replicated: Estimate, found: Estimate) ->
     whose = "replication" if published is None else "claim"
     if found.high is None or found.high >= claim:
         beyond = "" if found.value >= claim else ", not beyond the interval"
-        return share, (
-            f"The strongest attack found leaves {found}: no attack tried here undercuts the {whose}{beyond}. "
-            "That is an upper bound, and a stronger attack may leave less."
+        return (
+            share,
+            False,
+            (
+                f"The strongest attack found leaves {found}: no attack tried here undercuts the {whose}{beyond}. "
+                "That is an upper bound, and a stronger attack may leave less."
+            ),
         )
-    left = "nothing" if share is None else f"{100 * share:.0f} %"
+    left = f"{100 * (share or 0):.0f} %"
     what = _percent(claim) if whose == "claim" else f"{_percent(claim)} replicated"
-    return share, f"The strongest attack found leaves {found}: at most {left} of the {what} survives."
+    return share, True, f"The strongest attack found leaves {found}: at most {left} of the {what} survives."
 
 
 def _percent(value: float) -> str:

@@ -94,10 +94,10 @@ def _curve(audit: Audit, name: str) -> Figure | None:
         for i, (x, attack) in enumerate(line):
             rows.append([number(x), *([label] if several else []), attack, *[scores[kind][i] for kind in kinds]])
     if name == "budget":
-        data += _landmarks(audit)
+        data += landmarks(audit)
     xs = [x for line in series.values() for x, _ in line]
     layout = {
-        "xaxis": _axis(_plotly_text(axis), xs),
+        "xaxis": _axis(plotly_text(axis), xs),
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.03, 1.03], "tickformat": ".0%", "dtick": 0.25},
     }
     columns = [axis, *(["series"] if several else []), "attack", *kinds]
@@ -128,19 +128,19 @@ def _line(points: list[tuple[float, str]], estimates: list[Estimate], name: str,
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": _plotly_text(name),
+        "name": plotly_text(name),
         "x": [x for x, _ in points],
         "y": [e.value for e in estimates],
         "error_y": _errors(estimates),
         "marker": {"symbol": symbol, "size": 9},
         "line": {"dash": dash, "width": 2},
-        "text": [_plotly_text(f"{attack}: {e}") for (_, attack), e in zip(points, estimates, strict=True)],
+        "text": [plotly_text(f"{attack}: {e}") for (_, attack), e in zip(points, estimates, strict=True)],
         "hovertemplate": "%{text}<extra></extra>",
         "meta": {"colour": colour},
     }
 
 
-def _landmarks(audit: Audit) -> list[dict]:
+def landmarks(audit: Audit) -> list[dict]:
     """The two numbers of the headline, placed on the budget plot."""
     marks = [("lowest accuracy found", audit.found, audit.threat, "found", "diamond")]
     own = audit.records.attacks.get(audit.claim_attack)
@@ -156,7 +156,7 @@ def _landmarks(audit: Audit) -> list[dict]:
             "y": [estimate.value],
             "error_y": _errors([estimate]),
             "marker": {"symbol": symbol, "size": 13, "line": {"width": 2}},
-            "text": [_plotly_text(f"{name}, {threat_text(threat)}: {estimate}")],
+            "text": [plotly_text(f"{name}, {threat_text(threat)}: {estimate}")],
             "hovertemplate": "%{text}<extra></extra>",
             "meta": {"colour": colour},
         }
@@ -164,7 +164,7 @@ def _landmarks(audit: Audit) -> list[dict]:
     ]
 
 
-def _plotly_text(text: str) -> str:
+def plotly_text(text: str) -> str:
     """Plotly reads a few tags and entities in text; user-supplied names must stay as they are."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -255,7 +255,7 @@ def _histogram(name: str, values: np.ndarray) -> Figure:
         "hovertemplate": "%{text}<extra></extra>",
         "meta": {"colour": "single"},
     }
-    layout = {"xaxis": {"title": {"text": _plotly_text(label)}}, "yaxis": {"title": {"text": "count"}}}
+    layout = {"xaxis": {"title": {"text": plotly_text(label)}}, "yaxis": {"title": {"text": "count"}}}
     levels = (0, 5, 25, 50, 75, 95, 100)
     rows = [[f"{level} %", number(float(np.percentile(values, level)))] for level in levels]
     rows.append(["exactly zero", f"{int((values == 0).sum())} of {len(values)}"])

@@ -32,6 +32,8 @@ from stochade.report.rows import (
     unpack,
     worst_row,
 )
+from stochade.report.search import search_figure, search_steps
+from stochade.report.successes import distances, successes
 
 FIRST = ("date", "data", "model", "git_revision", "git", "versions", "hardware", "seed", "draws")
 GROUPS = ("about", "provenance")  # parts of a run's meta whose entries stand beside the others on the page
@@ -66,7 +68,9 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
 
     curves = figures.curves(audit) if audit else []
     probe_figures, probe_rest = figures.probes(audit.probes) if audit else ([], {})
-    plots = figures.plot_document([*curves, *probe_figures])
+    bought = [*successes(records, audit), *distances(records, audit)]
+    progress = search_figure(audit) if audit else None
+    plots = figures.plot_document([*curves, *bought, *([progress] if progress else []), *probe_figures])
     script = _asset("page.js")
     plotly = _plotly() if plots else ""
     threat = audit.threat if audit else None
@@ -82,6 +86,7 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
         plots=_jsonable(plots),
         audit=audit,
         head=headline(records, audit),
+        card=audit.card if audit else None,
         facts=_facts(records, audit),
         examples=len(records),
         draws=records.draws,
@@ -90,12 +95,15 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
         kinds=KINDS,
         groups=_groups(records, audit),
         composition=composition(records, threat) if threat else [],
-        curves=curves,
+        curves=[*curves, *bought],
+        progress=progress,
+        steps=search_steps(audit.search) if audit else [],
+        suites=[row for row in (attack_row(records, name) for name in records.attacks) if row.members],
         probe_figures=probe_figures,
         probe_rest=probe_rest,
         gallery=gallery(records, threat),
         findings=sorted(audit.findings, key=severity_rank) if audit else [],
-        command=_command(records),
+        command=audit.command if audit and audit.command else _command(records),
         provenance=_provenance(records),
         version=stochade.__version__,
     )
@@ -255,6 +263,7 @@ def _provenance(records: Records) -> dict:
     ordered = {key: meta.pop(key) for key in FIRST if key in meta} | meta
     attacks = {name: as_call(r.info["attack"]) for name, r in records.attacks.items() if r.info.get("attack")}
     attacks.pop(CLEAN, None)
+    ordered.pop("seconds", None)  # the plots have them
     if attacks:
         ordered["attacks"] = attacks
     return json.loads(json.dumps(_jsonable(ordered), default=str))

@@ -44,7 +44,9 @@
         modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
       };
       const element = document.getElementById(plot.id);
-      if (plot.layout.height) element.style.height = plot.layout.height + "px";
+      element.style.height = plot.layout.height ? plot.layout.height + "px" : "";
+      const rows = Math.ceil(data.length / Math.max(1, Math.floor(element.clientWidth / 190)));  // of the legend
+      if (rows > 2) element.style.height = element.clientHeight + 20 * (rows - 2) + "px";
       Plotly.react(element, data, layout, config);
     }
   };

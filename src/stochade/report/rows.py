@@ -1,7 +1,7 @@
 """Rows of an accuracy table, and how numbers are written: shared by the HTML page, the tables and the summary."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Row:
         distance: median over the examples (inf where most attempts failed), None where unknown.
         failed: how many attempts returned no adversarial example (distance inf).
         forwards, backwards: mean passes per example, None for "worst".
+        reached: how often the class that the attack pulled to was predicted; None without targets.
+        members: of a suite, what each brought, in their order; empty for other attacks.
     """
 
     name: str
@@ -36,6 +38,19 @@ class Row:
     failed: int = 0
     forwards: float | None = None
     backwards: float | None = None
+    reached: Estimate | None = None
+    members: list["Member"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a suite: on how many examples its inputs were handed back, and on how many of these the model
+    errs in at least half of the scoring draws. `number`: its place, -1 for the clean image."""
+
+    name: str
+    number: int
+    chosen: int
+    broken: int
 
 
 def unpack(source: Audit | Records) -> tuple[Records, Audit | None]:
@@ -69,7 +84,30 @@ def attack_row(records: Records, name: str, kinds=KINDS) -> Row:
         failed=int(np.isinf(known).sum()),
         forwards=float(np.mean(record.forwards)) if len(record.forwards) else None,
         backwards=float(np.mean(record.backwards)) if len(record.backwards) else None,
+        reached=records.reached(name),
+        members=members_of(records, name),
     )
+
+
+def members_of(records: Records, name: str) -> list[Member]:
+    """What each member of a suite brought, the clean image first; empty for other attacks."""
+    record = records.attacks[name]
+    names = record.info.get("members")
+    if not isinstance(names, list) or not names:
+        return []
+    errs = records.right(name).mean(1) <= 0.5
+    found = []
+    for number_, member in enumerate(["no attack", *names], -1):
+        rows = record.winner == number_
+        found.append(Member(str(member), number_, int(rows.sum()), int((rows & errs).sum())))
+    return found
+
+
+def members_text(row: Row) -> str:
+    """What the members of a suite broke, in one line."""
+    parts = [f"{m.name} {m.broken}" for m in row.members]
+    left = sum(m.chosen - m.broken for m in row.members)
+    return f"{row.name} broke {', '.join(parts)}; {left} unbroken"
 
 
 def worst_row(records: Records, threat, kinds=KINDS) -> Row:

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from stochade.audit.claims import Card
 from stochade.audit.findings import SEVERITIES
 from stochade.audit.result import Audit
 from stochade.report.headline import headline
@@ -22,6 +23,8 @@ def summary(audit: Audit, report: str | Path | None = None) -> str:
     labels = [f"{bar.label} ({bar.detail})" for bar in head.bars]
     width = max(map(len, labels), default=0)
     lines = [f"  {label:<{width}}  {bar.estimate}" for label, bar in zip(labels, head.bars, strict=True)]
+    if known is not None and (card := known.card) is not None:
+        lines += ["", *_claim(card)]
     if known is not None:
         lines += ["", *_findings(known)]
     lines += ["", head.why, f"{len(records)} examples, {records.draws} draws each; 95 % intervals; upper bounds."]
@@ -29,6 +32,12 @@ def summary(audit: Audit, report: str | Path | None = None) -> str:
         lines.append(f"Report: {report}")
     title = f"Audit under {threat_text(known.threat)}" if known else "Records"
     return "\n".join(_printable(line) for line in [title, *lines])
+
+
+def _claim(card: Card) -> list[str]:
+    """The claim card: the verdict, the three numbers inside it, and what repeats it."""
+    told = f"Claim ({card.attack}, {threat_text(card.threat)}): {card.title[:1].lower()}{card.title[1:]}."
+    return [told, *(f"  {sentence}" for sentence in card.verdict), f"  Repeat: {card.command}"]
 
 
 def _findings(audit: Audit, most: int = 6) -> list[str]:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stochade.audit.result import Audit
@@ -15,6 +15,7 @@ from stochade.report.rows import (
     Row,
     attack_row,
     interval_text,
+    members_text,
     shared_threats,
     threat_key,
     threat_text,
@@ -31,6 +32,7 @@ class Run:
 
     name: str
     rows: dict[tuple, Row]
+    verdict: list[str] = field(default_factory=list)
 
 
 def table(
@@ -77,7 +79,8 @@ def _runs(source, kinds: tuple[str, ...], threat) -> list[Run]:
         name = name if name is not None else _name(opened, position)
         if name in [other.name for other in runs]:
             name = f"{name} ({position})"
-        runs.append(Run(name, _rows(opened, audit, kinds, threat)))
+        card = audit.card if audit else None
+        runs.append(Run(name, _rows(opened, audit, kinds, threat), [] if card is None else card.verdict))
     return runs
 
 
@@ -96,7 +99,17 @@ def _rows(records: Records, audit: Audit | None, kinds: tuple[str, ...], threat)
     else:
         worst = [audit.threat] if audit else shared_threats(records)
     rows += [worst_row(records, one, kinds) for one in worst]
+    if audit is not None and audit.claim is not None:
+        rows.insert(0, _published_row(audit, kinds))
     return {(row.name, threat_key(row.threat)): row for row in rows}
+
+
+def _published_row(audit: Audit, kinds: tuple[str, ...]) -> Row:
+    """The claim as printed: an accuracy of single predictions without an interval."""
+    unknown = Estimate(None, None, None, 0, 0)
+    printed = {kind: Estimate(audit.claim, None, None, 0, 0) if kind == "single" else unknown for kind in kinds}
+    threat = audit.records.attacks[audit.claim_attack].threat
+    return Row(f"published: {audit.claimed_as or audit.claim_attack}", "", threat, printed)
 
 
 def _keys(runs: list[Run]) -> list[tuple]:
@@ -111,13 +124,41 @@ def _first(runs: list[Run], key: tuple) -> Row:
 
 def _markdown(runs: list[Run], kinds: tuple[str, ...]) -> str:
     several = len(runs) > 1
-    heads = [f"{run.name}: {kind}" if several else kind for run in runs for kind in kinds]
+    columns = _columns(runs, kinds)
+    heads = [f"{run.name}: {column}" if several else column for run in runs for column in columns]
     lines = [_pipes(["attack", "threat", *heads]), _pipes(["---", "---", *["---:"] * len(heads)], escape=False)]
     for key in _keys(runs):
         first = _first(runs, key)
-        cells = [_plain(run.rows[key].scores[kind]) if key in run.rows else UNKNOWN for run in runs for kind in kinds]
+        cells = [_plain(e) for run in runs for e in _estimates(run, key, columns)]
         lines.append(_pipes([first.name, threat_text(first.threat) or UNKNOWN, *cells]))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{_markdown_text(told)}" for told in _remarks(runs))]) + "\n"
+
+
+REACHED = "target reached"
+
+
+def _columns(runs: list[Run], kinds: tuple[str, ...]) -> list[str]:
+    """The kinds, and how often targets were reached where an attack had any."""
+    targeted = any(row.reached is not None for run in runs for row in run.rows.values())
+    return [*kinds, *([REACHED] if targeted else [])]
+
+
+def _estimates(run: Run, key: tuple, columns: list[str]) -> list[Estimate]:
+    unknown = Estimate(None, None, None, 0, 0)
+    if key not in run.rows:
+        return [unknown] * len(columns)
+    row = run.rows[key]
+    return [row.scores.get(column, row.reached or unknown) for column in columns]
+
+
+def _remarks(runs: list[Run]) -> list[str]:
+    """What the numbers do not say: what members of suites broke, and the verdicts on claims."""
+    told = []
+    for run in runs:
+        before = f"{run.name}: " if len(runs) > 1 else ""
+        told += [before + members_text(row) for row in run.rows.values() if row.members]
+        told += [before + sentence for sentence in run.verdict]
+    return told
 
 
 def _plain(estimate: Estimate) -> str:
@@ -138,19 +179,23 @@ def _markdown_text(text: str) -> str:
 def _csv(runs: list[Run], kinds: tuple[str, ...]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    limits = [column for kind in kinds for column in (kind, f"{kind}_low", f"{kind}_high")]
-    writer.writerow(["run", "attack", "norm", "eps", *limits, "examples", "draws"])
+    columns = _columns(runs, kinds)
+    names = [column.replace(" ", "_") for column in columns]
+    limits = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
+    suites = ["broken_by_member"] if any(row.members for run in runs for row in run.rows.values()) else []
+    writer.writerow(["run", "attack", "norm", "eps", *limits, "examples", "draws", *suites])
     for key in _keys(runs):
         for run in runs:
             if key not in run.rows:
                 continue
             row = run.rows[key]
             threat = row.threat or {"norm": "", "eps": ""}
-            scores = [row.scores[kind] for kind in kinds]
+            scores = _estimates(run, key, columns)
             numbers = [n for e in scores for n in (e.value, e.low, e.high)]
             shown = ["" if n is None else repr(float(n)) for n in numbers]
             counts = [scores[0].examples, scores[0].draws]
-            writer.writerow([run.name, row.name, threat["norm"], threat["eps"], *shown, *counts])
+            members = ["; ".join(f"{m.name}={m.broken}" for m in row.members)] if suites else []
+            writer.writerow([run.name, row.name, threat["norm"], threat["eps"], *shown, *counts, *members])
     return out.getvalue()
 
 
@@ -163,22 +208,24 @@ _NORMS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "l0": 
 
 
 def _latex(runs: list[Run], kinds: tuple[str, ...]) -> str:
-    several = len(runs) > 1
+    several, columns = len(runs) > 1, _columns(runs, kinds)
     lines = [r"% needs \usepackage{booktabs}; accuracies in percent with 95 \% intervals"]
-    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(runs) * len(kinds))}}}", r"\toprule"]
+    lines += [f"% {' '.join(told.split())}" for told in _remarks(runs)]
+    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(runs) * len(columns))}}}", r"\toprule"]
     if several:
-        width = len(kinds)
+        width = len(columns)
         spans = [rf"\multicolumn{{{width}}}{{c}}{{{_tex(run.name)}}}" for run in runs]
         rules = [rf"\cmidrule(lr){{{3 + i * width}-{2 + (i + 1) * width}}}" for i in range(len(runs))]
         lines += [" & ".join(["", "", *spans]) + r" \\", " ".join(rules)]
-    lines += [" & ".join(["Attack", "Threat", *[_tex(kind) for _ in runs for kind in kinds]]) + r" \\", r"\midrule"]
+    heads = [_tex(column) for _ in runs for column in columns]
+    lines += [" & ".join(["Attack", "Threat", *heads]) + r" \\", r"\midrule"]
     ruled = False
     for key in _keys(runs):
         if key[0] == WORST and not ruled:
             lines.append(r"\midrule")
             ruled = True
         first = _first(runs, key)
-        cells = [_tex_cell(run.rows[key].scores[kind]) if key in run.rows else "--" for run in runs for kind in kinds]
+        cells = [_tex_cell(e) for run in runs for e in _estimates(run, key, columns)]
         lines.append(" & ".join([_tex(first.name), _tex_threat(first.threat), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
