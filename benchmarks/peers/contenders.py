@@ -17,7 +17,7 @@ P = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}
 NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 CHANGED = {
     "apgd": "one restart and the same steps for all; l1 in one phase (no larger radii first)",
-    "square": "queries as stated (default: 5000); schedule of square sizes stretched to them: the default of its class",
+    "square": "queries as stated (default: 5000); sizes of squares stretched to them (class default)",
     "cw": "steps, searches and first c as stated (adv-lib and foolbox: 10,000, 9, 0.001), learning rate 0.01 as in "
     "all, no early abort in adv-lib and foolbox (default: on). torchattacks (50 steps) has no search over c, so it "
     "gets all steps in one go at c = 1, and no switch for its early abort",
