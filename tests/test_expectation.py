@@ -21,7 +21,7 @@ from stochade.attacks import (
 from stochade.attacks.apgd import APGDTargeted
 from stochade.describe import describe
 from stochade.errors import BudgetError
-from stochade.models.known_answer import BernoulliLinear, KnownAnswer
+from stochade.models.known_answer import BernoulliLinear, KnownAnswer, ThresholdedInput
 from stochade.nn.discrete import Scope
 from stochade.randomness import Stream, forked
 
@@ -111,6 +111,8 @@ def test_a_deterministic_model_takes_the_least_and_gives_the_plain_gradient():
     torch.testing.assert_close((got.value, got.gradient), (plain.value, plain.gradient))
     assert got.logits.shape == (4, 5, 2)
     assert got.spent.tolist() == [[4] * 5] * 2
+    flat = Averaged()(ThresholdedInput(torch.ones(9)), x, y, margin)  # no slope at all, and no noise to wait for
+    assert flat.spent.tolist() == [[4] * 5] * 2
 
 
 def test_logits_are_those_of_the_first_draws_for_every_example():
@@ -153,7 +155,10 @@ def test_neither_batch_mates_nor_tiles_matter(inner, snr):
     model, gradient = Curved(), Averaged(least=2, most=16, snr=snr, inner=inner)
     together = gradient(model, x, y, cross_entropy, stream=Stream(0, ids))
     assert len(together.spent[0].unique()) > 1
-    order = torch.tensor([3, 0, 5])
+    order, goals = torch.tensor([3, 0, 5]), (y + ids) % 3
+    pulled = gradient(model, x, y, cross_entropy, targets=goals, stream=Stream(0, ids)).gradient
+    alone = gradient(model, x[order], y[order], cross_entropy, targets=goals[order], stream=Stream(0, ids[order]))
+    torch.testing.assert_close(alone.gradient, pulled[order], rtol=1e-3, atol=1e-5)
     some = gradient(model, x[order], y[order], cross_entropy, stream=Stream(0, ids[order]))
     torch.testing.assert_close(some.gradient, together.gradient[order], rtol=1e-3, atol=1e-5)
     assert torch.equal(some.spent, together.spent[:, order])
@@ -219,7 +224,8 @@ def test_targets_of_an_attack_s_own_stay_with_their_examples():
     is deterministic and evolution draws from streams: alone and in company an image becomes the same."""
     x, some = torch.rand(6, 1, 3, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([4, 1])
     model, y = Curved(), torch.arange(6) % 3
-    attack = APGDTargeted(Linf(0.1), steps=4, gradient=Averaged(2, 16, 1.0, Evolution(1, 0.1)), drop_fooled=False)
+    gradient = Averaged(2, 16, 0.5, Evolution(1, 0.1))
+    attack = APGDTargeted(Linf(0.1), steps=4, gradient=gradient, objective=cross_entropy, drop_fooled=False)
     together, apart = attack(model, x, y), attack(model, x[some], y[some])
     torch.testing.assert_close(apart, together[some], rtol=0, atol=1e-3)
 
