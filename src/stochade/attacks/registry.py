@@ -14,6 +14,7 @@ from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.gradients import Backprop, Evolution
+from stochade.attacks.hopskipjump import HopSkipJump
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr
 from stochade.attacks.square import Square
@@ -44,6 +45,7 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "apgd-dlr": (partial(APGD, objective=dlr), "auto-PGD on the difference of logits ratio (linf, l2, l1)"),
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
+    "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "evolution": (_evolution, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
     "uniform-noise": (UniformNoise, "one random point of the threat"),
     "gaussian-noise": (GaussianNoise, "Gaussian noise, projected"),
