@@ -148,13 +148,15 @@ class Backprop:
             value, gradient, logits = self._once(model, x, y, objective, targets)
             return Pass(value, gradient, logits[None])
         total_value = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        total_gradient, seen = torch.zeros_like(x), []
-        for _ in range(self.draws):
+        total_gradient, seen = torch.zeros_like(x), None
+        for draw in range(self.draws):
             value, gradient, logits = self._once(model, x, y, objective, targets)
-            seen.append(logits)
+            seen = logits.new_empty(self.draws, *logits.shape) if seen is None else seen
+            seen[draw] = logits  # stacking a list would hold everything twice
             total_value += value
             total_gradient += gradient
-        return Pass(total_value / self.draws, total_gradient / self.draws, torch.stack(seen))
+        assert seen is not None
+        return Pass(total_value / self.draws, total_gradient.div_(self.draws), seen)
 
     def _tiled(self, model, x, y, objective, targets) -> Pass:
         n, done, seen = len(x), 0, []
