@@ -189,7 +189,7 @@ class APGDTargeted(APGD):
     def search(self, task: Task) -> Attempt:
         ledger = Ledger(task, self.draws)
         logits = ledger.logits(task.x, ledger.open)
-        classes = likely(logits.mean(0), task, self.targets)
+        classes = likely(logits.mean(0), task.y, task.targets, self.targets)
         runs = classes.shape[1] * self.restarts
         leave = self._leaving(ledger, task.x, logits, ledger.open, runs * self.steps)
         if leave is not None:
@@ -205,11 +205,11 @@ class APGDTargeted(APGD):
         return ledger.look(x, rows, margin, gradient=self.gradient)[0]
 
 
-def likely(logits: Tensor, task: Task, count: int) -> Tensor:
-    """[N, at most count] the wrong classes by descending logit; the caller's targets alone where there are any."""
-    if task.targets is not None:
-        return task.targets[:, None]
-    wrong = logits.scatter(1, task.y[:, None], -torch.inf)
+def likely(logits: Tensor, y: Tensor, targets: Tensor | None, count: int) -> Tensor:
+    """[n, at most count] the wrong classes by descending logit; the caller's targets alone where there are any."""
+    if targets is not None:
+        return targets[:, None]
+    wrong = logits.scatter(1, y[:, None], -torch.inf)
     return wrong.argsort(dim=1, descending=True, stable=True)[:, : min(count, logits.shape[1] - 1)]
 
 
