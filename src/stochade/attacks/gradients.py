@@ -237,6 +237,10 @@ class Evolution:
     def backwards(self) -> int:
         return 0
 
+    def directions(self, stream: Stream, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """[N, *shape] random directions whose covariance is the identity."""
+        return stream.normal(shape, dtype)
+
     @torch.no_grad()
     def __call__(self, model, x, y, objective, *, targets=None, stream=None) -> Pass:
         if stream is None:
@@ -247,7 +251,7 @@ class Evolution:
         per_pass = max(1, self.tile // (2 * n)) if scope_of(model) in ("none", "example") else 1
         while done < self.pairs:
             p = min(per_pass, self.pairs - done)
-            u = stream.normal((p, *x.shape[1:]), x.dtype).transpose(0, 1)  # [p, N, ...]
+            u = self.directions(stream, (p, *x.shape[1:]), x.dtype).transpose(0, 1)  # [p, N, ...]
             if per_pass == 1:
                 up = _objective(objective, check_logits(model(x + self.sigma * u[0]), n), y, targets)[None]
                 down = _objective(objective, check_logits(model(x - self.sigma * u[0]), n), y, targets)[None]

@@ -13,10 +13,11 @@ from stochade.attacks.adaptive_suite import Adaptive
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
+from stochade.attacks.finite_differences import NES, SPSA, Spsa
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
-from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr
+from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.square import Square
 from stochade.attacks.targeted import Targeted
 from stochade.attacks.threats import Ball, parse_threat
@@ -29,6 +30,13 @@ def _evolution(
     threat: Ball, steps: int = 40, pairs: int = 50, sigma: float = 0.05, draws: int = 1, **parts
 ) -> Attack:
     return PGD(threat, steps, gradient=Evolution(pairs, sigma, draws), **parts)
+
+
+def _spsa(
+    threat: Ball, steps: int = 100, pairs: int = 64, sigma: float = 0.01, draws: int = 1, rate: float | None = None,
+    objective: Any = margin,
+) -> Attack:  # fmt: skip
+    return SPSA(threat, steps, rate, Spsa(pairs, sigma, draws), objective)
 
 
 def _kubo(threat: Ball, steps: int = 10, step: float | None = None, **parts) -> Attack:
@@ -46,6 +54,8 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
+    "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
+    "spsa": (_spsa, "simultaneous perturbation with Adam: 100 steps of 64 pairs of queries, no gradient"),
     "evolution": (_evolution, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
     "uniform-noise": (UniformNoise, "one random point of the threat"),
     "gaussian-noise": (GaussianNoise, "Gaussian noise, projected"),
@@ -70,7 +80,7 @@ def options_of(name: str) -> dict[str, Callable[[str], Any]]:
     options = {key: reader for key, annotation in found.items() if (reader := _reader(annotation)) is not None}
     if "objective" in found:
         options["objective"] = _objective_named
-    if "gradient" in found and made is not _evolution:
+    if "gradient" in found and made not in (_evolution, NES):
         options |= GRADIENT
     return options | EVERYWHERE
 
