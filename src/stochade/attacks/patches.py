@@ -87,7 +87,8 @@ def _moved(threat: Ball, delta: Tensor, x0: Tensor, stream: Stream, share: float
     side = max(round(math.sqrt(share * h * w)), 3)
     side = min(side + 1 - side % 2, h, w)
     eps, power = _budget(threat, delta), 1 if isinstance(threat, L1) else 2
-    corner = _corner(stream, (h - side, w - side) * 2)
+    room = tuple(most - side - (most > 16 and most > side) for most in (h, w))  # borders matter least
+    corner = _corner(stream, room * 2)
     into, emptied = (_window(at, side, n, c) for at in (corner[:, :2], corner[:, 2:]))
     mass = delta.abs() if power == 1 else delta.square()
     there = mass[into].sum((2, 3), keepdim=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from stochade.attacks import patches
-from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.fooled import misses
 from stochade.attacks.gradients import _objective, _whole
 from stochade.attacks.ledger import LINES, Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, margin
@@ -16,6 +16,7 @@ from stochade.errors import BudgetError
 from stochade.randomness import Stream
 
 STAGES = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries; p halves after each
+LOOKS = 8  # at a candidate that challenges the incumbent of a random model
 REFRESH = 10  # queries after which every incumbent of a random model is drawn again
 
 
@@ -30,12 +31,12 @@ class Square(Attack):
     keeps them whatever else is in the batch. Unlike that code, a window may touch the last row and column, need not
     be square where the image is not, and never proposes what is there already.
 
-    On random models every point is averaged over `draws` forwards. A change that wins against the incumbent has to
-    win again on fresh draws; and the incumbent, drawn again whenever it is challenged and every `REFRESH` queries,
-    carries the mean of all its draws, so that no point lives on a lucky one. Their authors use 1000 queries of 20
-    draws.
+    On random models every point is averaged over `draws` forwards (the authors: 1000 queries of 20 draws). A change
+    that looks better is looked at again, until it falls behind on fresh draws or wins; and the best point, drawn
+    again whenever it is challenged and every `REFRESH` queries, carries the mean of all its draws, so that none lives
+    on a lucky one. All this costs about as many draws again.
 
-    The original image is looked at first; what is fooled beyond doubt leaves. The trace has the incumbents.
+    The original image is looked at first; what is fooled beyond doubt leaves. The trace has the best points.
 
     Args:
         threat: Linf, L2 or L1.
@@ -65,9 +66,8 @@ class Square(Attack):
             raise BudgetError("p in (0, 1]", repr(self.p), "0.8 is usual")
 
     def cost(self) -> tuple[int, int]:
-        """Random models: a candidate at most twice and its incumbent once more."""
-        once = 1 + self.restarts * self.queries
-        return (once if self.draws == 1 else self.draws * (3 * once + self.restarts)), 0
+        """Random models: about this much, since every second draw or so is spent on a contest."""
+        return (1 + self.restarts * self.queries) * self.draws * (1 if self.draws == 1 else 2), 0
 
     def side(self, query: int) -> float:
         """The share of the image that the window of this query covers."""
@@ -77,7 +77,8 @@ class Square(Attack):
     @torch.no_grad()
     def search(self, task: Task) -> Attempt:
         ledger = Ledger(task, self.draws)
-        value, logits = self._look(ledger, task.x, ledger.open)
+        values, logits = self._look(ledger, task.x, ledger.open)
+        value = values.mean(0)
         if ledger.watch.deterministic:
             ledger.keep(ledger.open, task.x, value)
         leave = ledger.leaving(task.x, logits, ledger.open, self.queries * ledger.draws)
@@ -89,11 +90,11 @@ class Square(Attack):
         return ledger.attempt()
 
     def _look(self, ledger: Ledger, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean objective [n] and logits [draws, n, K]."""
+        """Objective [draws, n] and logits [draws, n, K]."""
         y, targets = ledger.goals(rows)
         objective = self.objective or (margin if targets is None else cross_entropy)
         logits = ledger.logits(x, rows)
-        return torch.stack([_objective(objective, z, y, targets) for z in logits]).mean(0).to(x.dtype), logits
+        return torch.stack([_objective(objective, z, y, targets) for z in logits]).to(x.dtype), logits
 
     def _run(self, ledger: Ledger, restart: int) -> None:
         rows, task = ledger.open, ledger.task
@@ -103,59 +104,72 @@ class Square(Attack):
             x = threat.project(task.start[rows], x0)
         else:
             x = patches.start(threat, x0, stream)
-        value, logits = self._look(ledger, x, rows)
-        state = _State(rows, stream, threat, x0, x, value, torch.full_like(value, ledger.draws))
+        values, logits = self._look(ledger, x, rows)
+        value = values.mean(0)
+        state = _State(rows, stream, threat, x0, x.clone(), value, torch.full_like(value, len(values)))
         self._leave(ledger, state, torch.arange(len(rows), device=rows.device), x, logits, value, self.queries - 1)
         for query in range(1, self.queries):
             if not len(state.rows):
                 return
             new = patches.propose(state.threat, state.x, state.x0, state.stream, self.side(query - 1))
-            value, logits = self._look(ledger, new, state.rows)
-            tried, left = torch.arange(len(state.rows), device=rows.device), self.queries - query - 1
+            values, logits = self._look(ledger, new, state.rows)
+            value, left = values.mean(0), self.queries - query - 1
             if ledger.watch.deterministic:
-                better = value > state.value
-                state.take(better, new, value, 1)
+                tried = torch.arange(len(state.rows), device=rows.device)
+                better = (value > state.value).nonzero()[:, 0]
+                state.take(better, new[better], value[better], 1)
             else:
                 tried, new, value, logits = self._contest(ledger, state, new, value, query % REFRESH == 0)
             self._leave(ledger, state, tried, new, logits, value, left)
             if query % max(1, self.queries // LINES) == 0 and len(state.rows):
                 ledger.note(state.rows, state.value, state.threat.distance(state.x, state.x0))
-        if self.restarts > 1 and not ledger.watch.deterministic:
-            state.value, _ = self._look(ledger, state.x, state.rows)
+        if not ledger.watch.deterministic and len(state.rows):  # what won has had luck
+            state.value = self._look(ledger, state.x, state.rows)[0].mean(0)
         if ledger.watch.deterministic or self.restarts > 1:
             ledger.keep(state.rows, state.x, state.value)
         else:
             ledger.replace(state.rows, state.x, state.value)
 
     def _contest(self, ledger: Ledger, state: "_State", new: Tensor, value: Tensor, everyone: bool):
-        """Incumbents against candidates of a random model, on fresh draws.
+        """Incumbents against candidates of a random model, on fresh draws: a candidate is looked at again until its
+        mean is below the incumbent's, or above by two standard errors, or above after `LOOKS`.
 
         Returns:
-            (which rows of the state were drawn again, the points that now stand there, their means, their logits).
+            (which rows of the state were drawn again, the points that now stand there, their means, the logits of
+            their last look).
         """
-        challenged = (value > state.value).nonzero()[:, 0]
-        drawn = torch.arange(len(value), device=value.device) if everyone else challenged
+        challenged = value > state.value
+        drawn = torch.ones_like(challenged).nonzero()[:, 0] if everyone else challenged.nonzero()[:, 0]
         if not len(drawn):
             return drawn, new[drawn], value[drawn], torch.empty(0)
         own, logits = self._look(ledger, state.x[drawn], state.rows[drawn])
-        state.again(drawn, own, len(logits))
-        still = (value[drawn] > state.value[drawn]).nonzero()[:, 0]
-        if len(still):
-            index = drawn[still]
-            second, fresh = self._look(ledger, new[index], state.rows[index])
-            wins = second > state.value[index]
-            chosen = torch.zeros_like(value, dtype=torch.bool)
-            chosen[index] = wins
-            means = value.clone()
-            means[index] = second
-            state.take(chosen, new, means, len(fresh))
-            logits = logits.clone()
-            logits[:, still[wins]] = fresh[:, wins]
+        state.again(drawn, own)
+        place = (value > state.value)[drawn].nonzero()[:, 0]  # of those still in the contest, among the drawn
+        seen = own.new_empty(0, len(place))
+        for look in range(LOOKS):
+            if not len(place):
+                break
+            index = drawn[place]
+            values, fresh = self._look(ledger, new[index], state.rows[index])
+            seen = torch.cat([seen, values])
+            gain = seen.mean(0) - state.value[index]
+            error = (seen.var(0) * (1 / len(seen) + 1 / state.weight[index])).sqrt() if len(seen) > 4 else torch.inf
+            wins = gain > (0 if look == LOOKS - 1 else 2 * error)
+            state.take(index[wins], new[index[wins]], seen[:, wins].mean(0), len(seen))
+            logits[:, place[wins]] = fresh[:, wins]
+            on = (gain > 0) & ~wins
+            place, seen = place[on], seen[:, on]
         return drawn, state.x[drawn], state.value[drawn], logits
 
     def _leave(self, ledger: Ledger, state: "_State", tried: Tensor, x: Tensor, logits, value, left: int) -> None:
-        """Rows that are fooled beyond doubt at the points x hand these back."""
-        leave = ledger.leaving(x, logits, state.rows[tried], left * ledger.draws) if len(tried) else None
+        """Rows that are fooled beyond doubt at the points x hand these back. Of the draws seen, all of which must be
+        misses, the test counts one: the others had a say in choosing the point."""
+        y, targets = ledger.goals(state.rows[tried])
+        sure = misses(logits, y, targets).all(0) if len(tried) else tried
+        if not bool(sure.any()):
+            return
+        tried, x, value = tried[sure], x[sure], value[sure]
+        leave = ledger.leaving(x, logits[-1:, sure], state.rows[tried], left * ledger.draws)
         if leave is not None:
             ledger.settle(state.rows[tried[leave]], x[leave], value[leave])
             stay = torch.ones_like(state.rows, dtype=torch.bool)
@@ -176,17 +190,15 @@ class _State:
     value: Tensor
     weight: Tensor
 
-    def take(self, better: Tensor, x: Tensor, value: Tensor, draws: int) -> None:
+    def take(self, index: Tensor, x: Tensor, value: Tensor, draws: int) -> None:
         """New incumbents."""
-        self.x = torch.where(like(better, x), x, self.x)
-        self.value = torch.where(better, value, self.value)
-        self.weight = self.weight.masked_fill(better, draws)
+        self.x[index], self.value[index], self.weight[index] = x, value, float(draws)
 
-    def again(self, index: Tensor, value: Tensor, draws: int) -> None:
-        """Fresh draws at the incumbents."""
+    def again(self, index: Tensor, values: Tensor) -> None:
+        """Fresh draws [draws, n] at the incumbents."""
         weight = self.weight[index]
-        self.value[index] = (self.value[index] * weight + value * draws) / (weight + draws)
-        self.weight[index] = weight + draws
+        self.value[index] = (self.value[index] * weight + values.sum(0)) / (weight + len(values))
+        self.weight[index] = weight + len(values)
 
     def shrink(self, stay: Tensor) -> None:
         self.rows, self.stream, self.threat = self.rows[stay], self.stream.subset(stay), self.threat.rows(stay)
