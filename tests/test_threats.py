@@ -102,7 +102,9 @@ budgets = st.one_of(st.just(0.0), st.floats(1e-3, 4.0), st.just(math.inf))
 
 
 def threat_of(kind, eps):
-    return kind(float(round(eps)) if kind is L0 and math.isfinite(eps) else eps)
+    if math.isfinite(eps):
+        eps = float(round(eps)) if kind is L0 else min(eps, 1.0) if kind is Linf else eps
+    return kind(eps)
 
 
 @quick
@@ -201,6 +203,15 @@ def test_containment():
 def test_budgets_that_make_no_sense_are_refused(kind, eps):
     with pytest.raises(BudgetError):
         kind(eps)
+
+
+@pytest.mark.parametrize("eps", [8, 1.0001, 255.0])
+def test_grey_levels_are_not_taken_for_fractions(eps):
+    with pytest.raises(BudgetError, match=rf"for {eps:g} grey levels of 255 write {eps:g}/255$"):
+        Linf(eps)
+    with pytest.raises(BudgetError):
+        Linf(0.3).resized(eps)
+    assert (Linf(1).eps, Linf(math.inf).eps, L2(8).eps) == (1.0, math.inf, 8.0)
 
 
 def test_l0_needs_a_whole_number():

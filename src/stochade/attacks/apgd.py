@@ -232,5 +232,6 @@ def _widened(threat: Ball, factor: float) -> Ball:
     """The threat with `factor` times the budget of every row."""
     if factor == 1:
         return threat
-    wide, each = threat.resized(factor * threat.size), threat.scaled(factor * threat.size)
+    size = factor * threat.size if threat.name != "linf" else min(1.0, factor * threat.size)
+    wide, each = threat.resized(size), threat.scaled(size)
     return wide.for_each(each) if isinstance(each, Tensor) else wide

@@ -21,9 +21,19 @@ __all__ = ["L0", "L1", "L2", "THREATS", "Ball", "Linf", "Threat", "parse_threat"
 
 @dataclass(frozen=True)
 class Linf(Ball):
-    """No pixel moves by more than eps. eps=inf: anything inside the box."""
+    """No pixel moves by more than eps, at most 1. eps=inf: anything inside the box.
+
+    Raises:
+        BudgetError: a budget that is negative or no number, or above 1 (grey levels instead of fractions).
+    """
 
     name = "linf"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if 1 < self.eps < math.inf:
+            hint = f"for {self.eps:g} grey levels of 255 write {self.eps:g}/255"
+            raise BudgetError("a budget eps in [0,1] for Linf, or inf", f"{self.eps:g}", hint)
 
     def move(self, gradient, x, x0=None, size=None):
         step = 1.0 if size is None else spread(size, x)  # the box is 1 wide
