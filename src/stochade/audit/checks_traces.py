@@ -11,6 +11,7 @@ from stochade.audit.findings import Finding
 from stochade.evaluate.intervals import binomial
 
 LAST = 10  # steps at the end of a trace that must bring nothing new
+BINS, MANY = 20, 20  # parts of a trace, and examples that it needs, for judging ups and downs
 STILL = 0.05  # of the range that a trace went through
 
 
@@ -98,12 +99,12 @@ def incomplete_optimisation(e: Evidence) -> Finding | None:
 
 def loss_goes_up_and_down(e: Evidence) -> Finding | None:
     """The attacker's objective must mostly rise: where it loses more than half of what it wins, steps are too long
-    or the gradient is noise."""
+    or the gradient is noise. On the mean over the examples that stay, in BINS parts, which takes off the draws'."""
     name = _climber(e)
-    if name is None:
+    curve = None if name is None else curve_of(e, name, least=MANY)
+    if curve is None or len(curve) < LAST:
         return None
-    curve = curve_of(e, name)
-    change = np.diff(curve) if curve is not None and len(curve) >= LAST else np.zeros(1)
+    change = np.diff([part.mean() for part in np.array_split(curve, min(BINS, len(curve)))])
     won, lost = float(change[change > 0].sum()), float(-change[change < 0].sum())
     if won == 0 or lost <= 0.5 * won:
         return None
@@ -126,11 +127,11 @@ def _climber(e: Evidence) -> str | None:
     return e.best(names) if names else None
 
 
-def curve_of(e: Evidence, name: str) -> np.ndarray | None:
-    """[steps] mean objective over the examples that stay to the end, None where fewer than five do."""
+def curve_of(e: Evidence, name: str, least: int = 5) -> np.ndarray | None:
+    """[steps] mean objective over the examples that stay to the end, None where fewer than `least` do."""
     trace = e.record(name).trace
     stay = np.isfinite(trace).all(1) & e.standing(name)
-    return trace[stay].astype(float).mean(0) if stay.sum() >= 5 else None
+    return trace[stay].astype(float).mean(0) if stay.sum() >= least else None
 
 
 def late_rise(curve: np.ndarray | None) -> float | None:

@@ -44,6 +44,11 @@ class Audit:
     """Accuracy under attack that was claimed in print, in [0,1]: 0.931 for 93.1 %."""
     claim_attack: str | None = None
     """The attack it was claimed for, with its options, in quotes: "fgsm eps=0.3". Default: fgsm at the threat."""
+    baseline: bool = False
+    """Compare with a plain network behind a threshold, trained on the training images of the same data (nearly black
+    and white images only, such as MNIST)."""
+    active_test: int | None = None
+    """Examples of the active test (can the attacks find what was planted?); default 64 when thorough, else none."""
     eight_bit: bool = False
     """Round adversarial images to whole grey levels first."""
     out: Path | None = None
@@ -70,13 +75,15 @@ class Audit:
         usual = parse_threat(target.threat or "linf=0.1")
         _, threat = claimed_attack(self.claim_attack, threat, usual)
         images, labels, facts = common.load_images(self.images, target.data, o.seed)
+        baseline = common.load_baseline(self.images, target.data) if self.baseline else None
         if o.dry_run:
             common.print_cost(expected_cost(target.model, images, labels, threat, self.effort, o.draws), len(images))
             return
         out = self.out or Path("runs") / f"audit-{_slug(self.target)}"
         result = audit(
             target.model, images, labels, threat, effort=self.effort, draws=o.draws, seed=o.seed, out=out,
-            claim=self.claim, claim_attack=self.claim_attack, chunk=o.chunk, workers=o.workers,
+            claim=self.claim, claim_attack=self.claim_attack, baseline=baseline, planted=self.active_test,
+            chunk=o.chunk, workers=o.workers,
             eight_bit=self.eight_bit, device=o.device, show_progress=not o.quiet, meta=target.about | facts,
             command=common.repeated("audit", self),
         )  # fmt: skip

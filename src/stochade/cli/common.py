@@ -101,6 +101,20 @@ def check_kind(name: str) -> None:
         raise UsageError(f"a kind out of {', '.join(KINDS)}", repr(name))
 
 
+def load_baseline(options: DataOptions, own: Any) -> Any:
+    """Training images for the baselines of an audit."""
+    from stochade import data
+    from stochade.audit.baseline import Baseline
+    from stochade.targets import cache_folder
+
+    name = own if options.data is None else options.data
+    if not isinstance(name, str):
+        raise UsageError(
+            "data with training images for --baseline", "a target with examples of its own", "pass --data"
+        )
+    return Baseline(data.load(name, "train", download=options.download), cache=cache_folder() / "baselines")
+
+
 def load_images(options: DataOptions, own: Any, seed: int) -> tuple[Any, Any, dict]:
     """(images, labels, facts for the records)."""
     if seed < 0:
