@@ -1,5 +1,8 @@
 """The one progress display: silent at first, plain lines without a terminal, never on standard output."""
 
+import threading
+import time
+
 import stochade.progress as module
 from stochade.progress import progress
 
@@ -25,6 +28,33 @@ def test_an_earlier_run_does_not_count_in_the_speed(monkeypatch, capsys):
     with progress("attacking", 100, done=90) as tick:
         tick(1)
     assert "left" not in capsys.readouterr().err, "one unit out of a hundred says nothing about the speed"
+
+
+def test_one_long_piece_of_work_does_not_look_like_a_standstill(monkeypatch, capsys):
+    """Nothing ticks; the display still appears, with the seconds where the total is unknown."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    for label, total in (("attacking", 10), ("measuring", 0)):
+        with progress(label, total):
+            time.sleep(0.5)
+    with progress("quiet", 0, shown=False):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["attacking: 0 %", "measuring: 0 s"]
+
+
+def test_it_is_over_when_the_work_is(monkeypatch, capsys):
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    before = threading.active_count()
+    with progress("decoding", 10) as tick:
+        pass
+    tick(1)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert capsys.readouterr().err.count("\n") <= 1
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
