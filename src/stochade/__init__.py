@@ -9,6 +9,7 @@ from stochade.attacks import (
     BIM,
     FGSM,
     ILL,
+    JSMA,
     L0,
     L1,
     L2,
@@ -31,6 +32,7 @@ from stochade.attacks import (
     Rotate,
     Scale,
     Shift,
+    SigmaZero,
     Transforms,
     UniformJitter,
     UniformNoise,
@@ -51,10 +53,10 @@ from stochade.randomness import FrozenNoise
 __version__ = "0.1.0"
 
 __all__ = [
-    "BIM", "FGSM", "ILL", "L0", "L1", "L2", "MIFGSM", "PGD", "Attack", "Attempt", "Audit", "Averaged", "Backprop",
-    "Brightness", "ClassMap", "Custom", "Descent", "Discrete", "Ensemble", "Estimate", "Evolution", "Finding",
-    "FromProbabilities", "Frozen", "FrozenNoise", "GaussianNoise", "Images", "Linf", "Normalized", "RandomSearch",
-    "Records", "Rotate", "Scale", "Shift", "StochadeError", "Surrogate", "Transforms", "UniformJitter",
-    "UniformNoise", "audit", "backward_as", "compare_runs", "cross_entropy", "dlr", "draws_until_stable",
-    "evaluate", "forward_as", "keep_dropout", "kubo2019_bim", "margin", "scope_of", "sweep",
+    "BIM", "FGSM", "ILL", "JSMA", "L0", "L1", "L2", "MIFGSM", "PGD", "Attack", "Attempt", "Audit", "Averaged",
+    "Backprop", "Brightness", "ClassMap", "Custom", "Descent", "Discrete", "Ensemble", "Estimate", "Evolution",
+    "Finding", "FromProbabilities", "Frozen", "FrozenNoise", "GaussianNoise", "Images", "Linf", "Normalized",
+    "RandomSearch", "Records", "Rotate", "Scale", "Shift", "SigmaZero", "StochadeError", "Surrogate", "Transforms",
+    "UniformJitter", "UniformNoise", "audit", "backward_as", "compare_runs", "cross_entropy", "dlr",
+    "draws_until_stable", "evaluate", "forward_as", "keep_dropout", "kubo2019_bim", "margin", "scope_of", "sweep",
 ]  # fmt: skip

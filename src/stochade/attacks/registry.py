@@ -16,8 +16,10 @@ from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
+from stochade.attacks.jsma import JSMA
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
+from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
 from stochade.attacks.targeted import Targeted
 from stochade.attacks.threats import Ball, parse_threat
@@ -56,6 +58,8 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
     "spsa": (_spsa, "simultaneous perturbation with Adam: 100 steps of 64 pairs of queries, no gradient"),
+    "sigma-zero": (SigmaZero, "fewest changed values by descent on a smooth count, 1000 steps (l0)"),
+    "jsma": (JSMA, "fewest changed values, the most salient pair at a time, at most 112 (l0)"),
     "evolution": (_evolution, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
     "uniform-noise": (UniformNoise, "one random point of the threat"),
     "gaussian-noise": (GaussianNoise, "Gaussian noise, projected"),
