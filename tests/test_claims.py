@@ -223,7 +223,9 @@ def test_a_claim_by_zero_gradients_replicates_and_falls(tmp_path):
 
 def test_the_call_on_the_card_repeats_the_audit():
     case = KNOWN["linear"](0)
-    first = audited("linear", threat=case.threat, claim=0.5, claim_attack="pgd steps=2", draws=3, chunk=50, seed=4)
+    first = audited(
+        "linear", threat=case.threat, claim=0.5, claim_attack="pgd steps=2", draws=3, chunk=50, seed=4, planted=2
+    )
     call = first.command.removesuffix(")") + ", show_progress=False)"
     names = {"stochade": stochade, "Linf": Linf, "Effort": Effort}
     second = eval(call, names | {"model": case.model, "images": case.images, "labels": case.labels})

@@ -195,10 +195,13 @@ def _threat(threat: dict) -> str:
     return f"{threat['norm']} {threat['eps']:.4g}"
 
 
-def repeat_call(threat: Ball, effort: object, claim: float | None, text: str, settings: dict) -> str:
-    """The Python call that repeats an audit; the model and its images are the caller's own."""
+def repeat_call(
+    threat: Ball, effort: object, claim: float | None, text: str, settings: dict, baseline: bool = False
+) -> str:
+    """The Python call that repeats an audit; the model and all images are the caller's own."""
     parts = [f"{type(threat).__name__}({threat.eps!r})", f"effort={effort!r}"]
     parts += [f"claim={claim!r}"] if claim is not None else []
     parts += [f"claim_attack={text!r}"] if text else []
     parts += [f"{name}={value!r}" for name, value in settings.items()]
+    parts += ["baseline=training_images"] if baseline else []
     return f"stochade.audit(model, images, labels, {', '.join(parts)})"

@@ -24,6 +24,7 @@ from stochade.errors import BudgetError, RecordsError
 from stochade.evaluate.records import Records, threat_info
 from stochade.evaluate.run import evaluate, expected_seconds, fingerprint_data
 from stochade.evaluate.source import Source
+from stochade.progress import progress
 from stochade.randomness import reseed, seed_for, untouched
 
 PROBED = 64  # examples for the measurements on the model
@@ -108,7 +109,8 @@ def audit(
     if out is not None and (finished := _finished(Path(out), request)) is not None:
         return finished
     x, y = x[:PROBED].to(device), y[:PROBED].to(device)
-    model, probes = _measured(model, x, y, seed)
+    with progress("measuring the model", shown=show_progress):
+        model, probes = _measured(model, x, y, seed)
     info = threat_info(threat)
     assert info is not None
     options: dict[str, Any] = {
@@ -145,8 +147,10 @@ def audit(
     name = name or usual
     compared = name if records.attacks[name].threat == info else usual  # at another budget it says nothing here
     findings = run_checks(Evidence(records, probes, info, second.curves, compared))
-    settings = {"draws": draws, "seed": seed, "chunk": chunk} | ({"eight_bit": True} if eight_bit else {})
-    call = claims.repeat_call(threat, effort, claim, told, settings)
+    settings: dict[str, Any] = {"draws": draws, "seed": seed, "chunk": chunk}
+    settings |= {"eight_bit": True} if eight_bit else {}
+    settings |= {} if planted is None else {"planted": planted}
+    call = claims.repeat_call(threat, effort, claim, told, settings, baseline is not None)
     result = Audit(records, findings, info, name, claim, second.curves, probes, request, log, told, command or call)
     if out is not None:
         records.folder = None
