@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import oracles
+from counting import PROBE, Counted
 from stochade.attacks import (
     L0,
     L1,
@@ -76,6 +77,40 @@ def test_fooled_examples_leave_random_search_on_deterministic_models_only():
     assert bool((found.forwards[right] == 10).all())
     random = RandomSearch(Linf(1e-4), samples=10).run(CoinFlip(model, 0.5), x, y)
     assert bool((random.forwards == 10).all())
+
+
+@pytest.mark.parametrize("threat", [Linf(0.03), L2(0.1)], ids=str)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_sharing_a_forward_tries_the_same_points(threat, draws):
+    """A model of unknown scope is asked point by point, one without noise many points at a time."""
+    model, (x, y) = linear(), data()
+    y = model(x).argmax(1)
+    attack = RandomSearch(threat, samples=150, draws=draws)
+    apart, together = attack.run(lambda x: model(x), x, y), attack.run(model, x, y)
+    assert torch.equal(apart.inputs, together.inputs)
+    torch.testing.assert_close(apart.value, together.value)
+    assert 0 < int((model(apart.inputs).argmax(1) == y).sum()) < 20
+    alone = attack.run(model, x[3:4], y[3:4])
+    assert torch.equal(alone.inputs, together.inputs[3:4])
+    assert bool((together.forwards >= apart.forwards).all())
+
+
+@pytest.mark.parametrize("error", [0.0, 0.5])
+def test_forwards_of_random_search_are_counted_exactly(error):
+    base, (x, y) = linear(2), data(classes=2)
+    model = Counted(CoinFlip(base, error) if error else base)
+    attempt = RandomSearch(Linf(0.01), samples=40, draws=2).run(model, x, y)
+    assert int(attempt.forwards.sum()) == model.tally.images - PROBE
+
+
+def test_ten_thousand_samples_of_one_image_share_forwards():
+    base, (x, y) = linear(), data()
+    model = Counted(base)
+    y = model(x).argmax(1)
+    model.tally.calls = 0
+    attempt = RandomSearch(Linf(1e-4), samples=10_000).run(model, x[:2], y[:2])
+    assert bool((attempt.forwards == 10_000).all())
+    assert model.tally.calls <= 10_000 * 2 / 256 + 15
 
 
 @pytest.mark.parametrize("name", ["zero-gradient", "exploding-gradient"])

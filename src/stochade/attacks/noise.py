@@ -8,11 +8,13 @@ from torch import Tensor
 
 from stochade.attacks.ball import spread
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, Model, _objective, _whole
+from stochade.attacks.fooled import misses
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, _objective, _whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, margin
-from stochade.attacks.threats import Linf, Threat
+from stochade.attacks.threats import Ball, Linf, Threat
 from stochade.errors import BudgetError
+from stochade.randomness import Stream
 
 
 def _as_attempt(task: Task, inputs: Tensor) -> Attempt:
@@ -80,7 +82,8 @@ class RandomSearch(Attack):
     """The best of `samples` random points of the threat, by mean objective over `draws` forwards each.
 
     Half of the points under linf are corners (every pixel at + or - eps), where linear models have their worst
-    case. On deterministic models fooled examples leave.
+    case. Examples that are fooled beyond doubt leave. Where the model's scope is known to allow it, several points of
+    a small batch share a forward (at most TILE images, doubling from one); which points are tried does not change.
     """
 
     threat: Threat
@@ -99,28 +102,58 @@ class RandomSearch(Attack):
 
     @torch.no_grad()
     def search(self, task: Task) -> Attempt:
-        ledger, x0, rows, stream, threat = Ledger(task), task.x, torch.arange(len(task.x)), task.stream, task.threat
-        rows = rows.to(x0.device)
-        for sample in range(self.samples):
-            if sample == 0 and task.start is not None:
-                point = threat.project(task.start, x0)
-            elif isinstance(threat, Linf) and sample % 2:
-                point = threat.move(stream.signs(x0.shape[1:], x0.dtype), x0)
-            else:
-                point = threat.start(x0, stream)
-            logits = ledger.logits(point, rows, self.draws)
-            y, targets = ledger.goals(rows)
-            value = torch.stack([_objective(self.objective, z, y, targets) for z in logits]).mean(0).to(x0.dtype)
+        ledger = Ledger(task)
+        rows, x0, stream, threat, done, width = ledger.open, task.x, task.stream, task.threat, 0, 1
+        while done < self.samples and len(rows):
+            fit = TILE // (len(rows) * self.draws) if ledger.tiled else 1
+            count = max(1, min(width, self.samples - done, fit))
+            points = torch.stack([self._point(task, done + i, rows, x0, stream, threat) for i in range(count)])
+            values, missed, logits = self._look(ledger, points, rows)
+            # the first miss, or else the best value: what looking at one point after the other would find
+            found, best = missed.any(0), _first(values == values.amax(0))
+            at = torch.where(found & ledger.watch.deterministic, _first(missed), best)
+            every = torch.arange(len(rows), device=x0.device)
+            point, value = points[at, every], values[at, every]
             ledger.note(rows, value, threat.distance(point, x0))
             ledger.keep(rows, point, value)
-            leave = ledger.leaving(point, logits, rows, self.draws * (self.samples - sample - 1))
+            done, width = done + count, 2 * width
+            if not bool(found.any()):
+                continue
+            tried = found.nonzero()[:, 0]
+            first, saved = _first(missed)[tried], self.draws * (self.samples - done)
+            leave = ledger.leaving(points[first, tried], logits[first, tried][None], rows[tried], saved)
             if leave is not None:
-                ledger.settle(rows[leave], point[leave], value[leave])
-                stay = ~leave
+                gone, first = tried[leave], first[leave]
+                ledger.settle(rows[gone], points[first, gone], values[first, gone])
+                stay = torch.ones_like(rows, dtype=torch.bool)
+                stay[gone] = False
                 rows, stream, threat, x0 = rows[stay], stream.subset(stay), threat.rows(stay), x0[stay]
-                if not len(rows):
-                    break
         return ledger.attempt()
+
+    def _point(self, task: Task, sample: int, rows: Tensor, x0: Tensor, stream: Stream, threat: Ball) -> Tensor:
+        if sample == 0 and task.start is not None:
+            return threat.project(task.start[rows], x0)
+        if isinstance(threat, Linf) and sample % 2:
+            return threat.move(stream.signs(x0.shape[1:], x0.dtype), x0)
+        return threat.start(x0, stream)
+
+    def _look(self, ledger: Ledger, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """At points [count, n, ...]: mean objective, whether all draws are misses [count, n], and the logits of the
+        last draw [count, n, K]."""
+        count, n = points.shape[:2]
+        y, targets = (None if t is None else t.repeat(count) for t in ledger.goals(rows))
+        assert y is not None
+        logits = ledger.logits(points.flatten(0, 1), rows.repeat(count), self.draws)
+        ledger.forwards[rows] += self.draws * (count - 1)  # rows that are named several times were counted once
+        value = torch.stack([_objective(self.objective, z, y, targets) for z in logits]).mean(0).to(points.dtype)
+        missed = misses(logits, y, targets).all(0)
+        return value.view(count, n), missed.view(count, n), logits[-1].view(count, n, -1)
+
+
+def _first(mask: Tensor) -> Tensor:
+    """[n] the first row of [count, n] that holds, 0 where none does."""
+    order = torch.arange(len(mask), 0, -1, device=mask.device)
+    return (mask * order[:, None]).argmax(0)
 
 
 @dataclass(frozen=True)
