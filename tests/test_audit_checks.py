@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stochade.audit import CHECKS, plan
-from stochade.audit.checks_traces import late_rise, of_another_model
+from stochade.audit.checks_traces import late_rise, of_another_model, trend
 from stochade.audit.evidence import Evidence, established
 from stochade.audit.findings import SEVERITIES
 from stochade.evaluate.records import AttackRecord, Records
@@ -351,6 +351,28 @@ def test_late_rise_is_the_indicators_own():
     assert late_rise(curve) == pytest.approx(0.1)
     assert late_rise(np.concatenate([curve, np.full(10, 3.0)])) == pytest.approx(0.0)
     assert late_rise(np.zeros(40)) == 0.0
+
+
+def test_scatter_is_no_trend():
+    """Noise alone at the 0.002 level: at most 8 alarms in 1000, with probability 0.9998."""
+    generator = np.random.default_rng(0)
+    assert sum(trend(generator.normal(size=10)) != 0 for _ in range(1000)) <= 8
+    assert trend(np.arange(10.0) + 0.1 * generator.normal(size=10)) == pytest.approx(9, abs=0.5)
+    assert trend(np.ones(10)) == 0.0
+
+
+def test_noisy_traces_of_random_models_raise_nothing():
+    generator = np.random.default_rng(0)
+    for name in ("incomplete-optimisation", "loss-goes-up-and-down"):
+        alarms = 0
+        for _ in range(50):
+            noise = np.repeat(generator.normal(size=(1, 40)), N, axis=0) + rises() / 2
+            alarms += CHECKS[name](evidence({"pgd": record(0.9, trace=noise)}, RANDOM)) is not None
+        assert alarms == 0
+    falls = np.tile(-np.abs(np.arange(40.0) - 20), (N, 1)) + 0.1 * generator.normal(size=(1, 40))
+    assert CHECKS["loss-goes-up-and-down"](evidence({"pgd": record(0.9, trace=falls)}, RANDOM)) is not None
+    climbs = rises(last=1.0) + 0.02 * generator.normal(size=(1, 40))
+    assert CHECKS["incomplete-optimisation"](evidence({"pgd": record(0.9, trace=climbs)}, RANDOM)) is not None
 
 
 def test_curve_points_are_no_attacks_of_their_own():

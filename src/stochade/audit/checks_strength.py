@@ -289,7 +289,8 @@ def adaptive_loss(e: Evidence) -> Finding | None:
         if len(falls) < 10 or len(stands) < 10:
             continue
         ordered = float((falls[:, None] > stands[None]).mean() + 0.5 * (falls[:, None] == stands[None]).mean())
-        if ordered < 0.8:
+        chance = 3 * ((len(falls) + len(stands) + 1) / (12 * len(falls) * len(stands))) ** 0.5  # of a rank statistic
+        if ordered + chance < 0.8:
             return Finding(
                 "objective-misleads", "incomplete",
                 f"the objective of {name} does not follow the decision: fallen examples have the higher one in only "

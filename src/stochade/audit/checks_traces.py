@@ -11,7 +11,6 @@ from stochade.audit.findings import Finding
 from stochade.evaluate.intervals import binomial
 
 LAST = 10  # steps at the end of a trace that must bring nothing new
-BINS, MANY = 20, 20  # parts of a trace, and examples that it needs, for judging ups and downs
 STILL = 0.05  # of the range that a trace went through
 
 
@@ -80,18 +79,18 @@ def of_another_model(info: object) -> bool:
 
 def incomplete_optimisation(e: Evidence) -> Finding | None:
     """The best value so far must not rise any more at the end: by less than 0.05 of its whole rise in the last ten
-    steps (the last half of shorter traces)."""
+    steps (the last half of shorter traces). On random models these steps must also show a trend beyond doubt."""
     name = _climber(e)
-    if name is None:
+    curve = None if name is None else curve_of(e, name)
+    rise = late_rise(curve)
+    if curve is None or rise is None or rise <= STILL:
         return None
-    rise = late_rise(curve_of(e, name))
-    if rise is None or rise <= STILL:
+    if e.probes["random"] and trend(curve[-min(LAST, len(curve) // 2) :]) <= 0:
         return None
     return Finding(
         "incomplete-optimisation", "incomplete",
         f"the search of {name!r} was still climbing when it stopped: {percent(rise)} of its rise came at the end",
-        {"share of the rise in the last steps": percent(rise), "threshold": percent(STILL),
-         "steps": str(e.record(name).trace.shape[1])},
+        {"share of the rise in the last steps": percent(rise), "threshold": percent(STILL), "steps": str(len(curve))},
         "more steps (effort 'thorough')",
         f"{PINTOR}: incomplete optimisation; on the mean over the examples that stay to the end",
     )  # fmt: skip
@@ -99,14 +98,18 @@ def incomplete_optimisation(e: Evidence) -> Finding | None:
 
 def loss_goes_up_and_down(e: Evidence) -> Finding | None:
     """The attacker's objective must mostly rise: where it loses more than half of what it wins, steps are too long
-    or the gradient is noise. On the mean over the examples that stay, in BINS parts, which takes off the draws'."""
+    or the gradient misleads. On random models its values scatter by themselves; there its last half must not fall,
+    beyond doubt, by more than half of what was won."""
     name = _climber(e)
-    curve = None if name is None else curve_of(e, name, least=MANY)
+    curve = None if name is None else curve_of(e, name)
     if curve is None or len(curve) < LAST:
         return None
-    change = np.diff([part.mean() for part in np.array_split(curve, min(BINS, len(curve)))])
-    won, lost = float(change[change > 0].sum()), float(-change[change < 0].sum())
-    if won == 0 or lost <= 0.5 * won:
+    if e.probes["random"]:
+        won, lost = float(curve.max() - curve[0]), -trend(curve[len(curve) // 2 :])
+    else:
+        change = np.diff(curve)
+        won, lost = float(change[change > 0].sum()), float(-change[change < 0].sum())
+    if won <= 0 or lost <= 0.5 * won:
         return None
     return Finding(
         "loss-goes-up-and-down", "incomplete",
@@ -115,6 +118,17 @@ def loss_goes_up_and_down(e: Evidence) -> Finding | None:
         "smaller steps, more draws per gradient, another backward",
         f"{CARLINI}: the loss must mostly fall; the threshold is this project's",
     )  # fmt: skip
+
+
+def trend(values: np.ndarray) -> float:
+    """The change of a straight line through some values from first to last, 0 where it may be chance (t test of the
+    slope at CONFIDENCE; the draws of different steps are independent)."""
+    from scipy.stats import linregress
+
+    if len(values) < 4 or np.ptp(values) == 0:
+        return 0.0
+    line = linregress(np.arange(len(values)), values)
+    return float(line.slope) * (len(values) - 1) if line.pvalue < 1 - CONFIDENCE else 0.0  # type: ignore[attr-defined]
 
 
 def _climber(e: Evidence) -> str | None:
@@ -127,11 +141,11 @@ def _climber(e: Evidence) -> str | None:
     return e.best(names) if names else None
 
 
-def curve_of(e: Evidence, name: str, least: int = 5) -> np.ndarray | None:
-    """[steps] mean objective over the examples that stay to the end, None where fewer than `least` do."""
+def curve_of(e: Evidence, name: str) -> np.ndarray | None:
+    """[steps] mean objective over the examples that stay to the end, None where fewer than five do."""
     trace = e.record(name).trace
     stay = np.isfinite(trace).all(1) & e.standing(name)
-    return trace[stay].astype(float).mean(0) if stay.sum() >= least else None
+    return trace[stay].astype(float).mean(0) if stay.sum() >= 5 else None
 
 
 def late_rise(curve: np.ndarray | None) -> float | None:
