@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.ball import Ball, Threat
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import _whole
+from stochade.attacks.fab import FAB
+from stochade.attacks.gradients import Backprop, _whole
 from stochade.attacks.ledger import Ledger
-from stochade.attacks.objectives import margin
+from stochade.attacks.objectives import cross_entropy, dlr, margin
+from stochade.attacks.square import Square
 from stochade.errors import BudgetError, ThreatError
 
 
@@ -103,3 +106,36 @@ def _inside(task: Task, rows: Tensor, inputs: Tensor) -> Tensor:
     rounding = 0.0 if threat.name == "l0" else 2e-7 * max(1.0, x0[0].numel() ** 0.5)
     outside = ~(distance <= limit * (1 + 1e-5) + rounding)
     return torch.where(outside.view(-1, *(1,) * (x0.dim() - 1)), x0, inputs) if bool(outside.any()) else inputs
+
+
+def standard(threat: Ball) -> Suite:
+    """AutoAttack's `standard` (Croce and Hein 2020; l1: 2021), same components and budgets: APGD on cross entropy
+    (100 steps), APGD on targeted DLR (9 classes), targeted FAB (9 classes) and Square (5000 queries). Under l1, APGD
+    begins with wide budgets, from five starts, and then tries five classes.
+
+    Raises:
+        BudgetError: another threat than Linf, L2 or L1.
+    """
+    sparse = threat.name == "l1"
+    return Suite(
+        threat,
+        (
+            APGD(threat, restarts=5 if sparse else 1, wide=sparse),
+            APGDTargeted(threat, targets=5 if sparse else 9, wide=sparse),
+            FAB(threat, targets=9, drop_fooled=True),
+            Square(threat, queries=5000),
+        ),
+    )
+
+
+def random(threat: Ball, draws: int = 20) -> Suite:
+    """AutoAttack's `rand`, for random models: APGD on cross entropy and on DLR, `draws` draws for every gradient.
+    Best points, step sizes and leaving rest on all of them, where AutoAttack takes the last."""
+    return Suite(
+        threat,
+        tuple(APGD(threat, objective=objective, gradient=Backprop(draws)) for objective in (cross_entropy, dlr)),
+    )
+
+
+def fast(threat: Ball) -> Suite:
+    return standard(threat)
