@@ -8,9 +8,10 @@ from torch import nn
 
 from stochade import BIM, FGSM, PGD, Linf, evaluate
 from stochade.attacks import margin
+from stochade.attacks.registry import parse_attack
 from stochade.attacks.transfer import EnsembleModel, Transfer
 from stochade.cli import main
-from stochade.errors import ModelError, RecordsError
+from stochade.errors import ModelError, RecordsError, UsageError
 from stochade.evaluate.transfer import CLEAN, transfer_matrix
 from stochade.models.known_answer import Linear
 
@@ -99,6 +100,20 @@ def test_the_matrix_has_every_pair_and_finds_the_masking(tmp_path):
         matrix.score("a", "nobody")
     with pytest.raises(RecordsError):
         matrix.table("html")
+
+
+def test_transfer_by_name_loads_its_sources(capsys):
+    for source in ("known:linear", "known:linear,known:thresholded-input"):
+        text = f"transfer source={source} attack=bim steps=5"
+        main(["attack", "known:noisy-linear", "--attacks", text, "--draws", "3", "--quiet", "--format", "csv"])
+        assert text in capsys.readouterr().out
+    attack = parse_attack("transfer source=x attack=bim steps=5 eps=0.3", Linf(0.1), lambda name: models()["a"])
+    assert isinstance(attack, Transfer)
+    assert attack.attack == BIM(Linf(0.3), 5, drop_fooled=False)
+    with pytest.raises(UsageError, match="source="):
+        parse_attack("transfer attack=bim", Linf(0.1))
+    with pytest.raises(UsageError, match="loaded"):
+        parse_attack("transfer source=a", Linf(0.1))(models()["a"], *images())
 
 
 def test_bad_sources_are_named():

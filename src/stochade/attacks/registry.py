@@ -13,6 +13,7 @@ from stochade.attacks.adaptive_suite import Adaptive
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
+from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
@@ -21,8 +22,10 @@ from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, ku
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
+from stochade.attacks.suites import fast, random, standard
 from stochade.attacks.targeted import Targeted
 from stochade.attacks.threats import Ball, parse_threat
+from stochade.attacks.transfer import Transfer
 from stochade.errors import BudgetError, UsageError
 
 Factory = Callable[..., Attack]
@@ -54,6 +57,7 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "apgd-ce": (partial(APGD, objective=cross_entropy), "auto-PGD on cross entropy, 100 steps (linf, l2, l1)"),
     "apgd-dlr": (partial(APGD, objective=dlr), "auto-PGD on the difference of logits ratio (linf, l2, l1)"),
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
+    "fab": (FAB, "fast adaptive boundary, smallest change, 9 classes of 100 steps (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
@@ -63,7 +67,11 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "evolution": (_evolution, "PGD on an antithetic evolution-strategies gradient (no backpropagation)"),
     "uniform-noise": (UniformNoise, "one random point of the threat"),
     "gaussian-noise": (GaussianNoise, "Gaussian noise, projected"),
-    "random-search": (RandomSearch, "the best of many random points (samples=10000 for an audit)"),
+    "random-search": (RandomSearch, "the best of many random points (samples=10000 for an audit); random is a suite"),
+    "transfer": (Transfer, "another attack on a model of the attacker's own: source=digits-mlp attack=pgd"),
+    "standard": (standard, "suite: apgd-ce, apgd-t, fab and square, as AutoAttack has them (linf, l2, l1)"),
+    "fast": (fast, "suite: the answer of standard in less time (linf, l2, l1)"),
+    "random": (random, "suite for random models: apgd-ce and apgd-dlr, 20 draws per gradient (linf, l2, l1)"),
     "adaptive": (Adaptive, "searches for the attack that works on this model, then runs the winners"),
     "kubo2019-bim": (_kubo, "the thesis's BIM without projection, for replication (10 steps of eps/10)"),
 }
@@ -75,6 +83,8 @@ EVERYWHERE = {"eps": str, "norm": str, "target": str}  # what every attack takes
 def options_of(name: str) -> dict[str, Callable[[str], Any]]:
     """The options that an attack takes on the command line, with how each is read."""
     factory = ATTACKS[name][0]
+    if name == "transfer":
+        return {"source": str, "attack": str} | EVERYWHERE
     made = factory.func if isinstance(factory, partial) else factory
     parameters = inspect.signature(made).parameters
     found = {p.name: p.annotation for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD}
@@ -110,12 +120,16 @@ def _objective_named(text: str) -> Any:
     return OBJECTIVES[text]
 
 
-def parse_attack(text: str, threat: Ball) -> Attack:
+def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = None) -> Attack:
     """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"`, `"fgsm eps=0.3"` -> an attack.
 
     Options are the attack's own parameters (`options_of`); attacks with a gradient also take draws (per gradient),
     backward and forward (substitutes for all discrete layers that declare them). Every attack takes eps and norm (a
-    threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class).
+    threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class). `transfer` takes
+    source (one target or several, with commas), attack (by name) and the options of that attack.
+
+    Args:
+        load: the name of a target -> its model, for `transfer`; None leaves a stand-in, which serves to check a text.
 
     Raises:
         UsageError: an unknown attack or option. BudgetError: a value that makes no sense.
@@ -125,6 +139,8 @@ def parse_attack(text: str, threat: Ball) -> Attack:
         near = difflib.get_close_matches(name, ATTACKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(ATTACKS)}"
         raise UsageError("the name of an attack", repr(name), hint)
+    if name == "transfer":
+        return _transfer(pairs, threat, load)
     known = options_of(name)
     options = dict(_option(name, known, pair) for pair in pairs)
     threat = _own_threat(threat, options.pop("norm", None), options.pop("eps", None))
@@ -138,6 +154,20 @@ def parse_attack(text: str, threat: Ball) -> Attack:
         return ATTACKS[name][0](threat, **options)
     except TypeError as problem:  # an option that the name itself fixes, such as the one step of fgsm
         raise UsageError(f"options that {name} leaves open", str(problem).split(") ")[-1]) from None
+
+
+def _transfer(pairs: list[str], threat: Ball, load: Callable[[str], Any] | None) -> Attack:
+    given = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    if not given.get("source"):
+        raise UsageError("source=TARGET for transfer", " ".join(pairs) or "none", "for example source=digits-mlp")
+    rest = [pair for pair in pairs if pair.partition("=")[0] not in ("source", "attack")]
+    inner = parse_attack(" ".join([given.get("attack", "pgd"), *rest]), threat)
+    models = [_nobody if load is None else load(name) for name in given["source"].split(",")]
+    return Transfer(models if len(models) > 1 else models[0], inner)
+
+
+def _nobody(x: Any) -> Any:
+    raise UsageError("a source that is loaded", "none", "in Python write Transfer(model, attack)")
 
 
 def _own_threat(threat: Ball, norm: str | None, eps: str | None) -> Ball:
