@@ -182,7 +182,7 @@ def _compare(up: Tensor, down: Tensor, units: Tensor) -> tuple[Tensor, Tensor, T
     for start in range(0, m, block):
         rows = slice(start, start + block)
         a, b = u[:, rows, None] + u[:, None], v[:, rows, None] + v[:, None]
-        good = (a > 0) & (b > 0) & (units[:, rows, None] != units[:, None])
+        good = (a > 0) & (units[:, rows, None] != units[:, None])  # a product above 0 says that b > 0
         value, flat = torch.where(good, a * b, 0).flatten(1).max(1)
         better = value > best
         best = torch.where(better, value, best)
