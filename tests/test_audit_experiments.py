@@ -45,7 +45,7 @@ def test_noise_comes_back_step_by_step():
     """The more realisations there are, the less the attacker gains from knowing them."""
     case = KNOWN["noisy-linear"](1)
     facts = frozen_noise(case.model, case.images, case.labels, PGD(case.threat, 10, objective=margin), "pgd")
-    left = [float(torch.tensor(facts["right"][n]).float().mean()) for n in ("1", "4", "16")]
+    left = [float(torch.tensor(facts["right"][n]).float().mean()) for n in ("1", "2", "8")]
     truth = float(case.truth().mean())
     assert left[0] <= left[1] + 0.05
     assert abs(left[2] - truth) < abs(left[0] - truth) + 0.05

