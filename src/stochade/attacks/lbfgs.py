@@ -23,7 +23,8 @@ CURVED = 1e-10  # least curvature of a pair that is remembered
 @dataclass(frozen=True)
 class LBFGS(Attack):
     """Minimises |x - x0|^2 + c * (cross entropy of the target class) over the box, and searches by bisection for the
-    smallest c, per example, whose minimiser is adversarial. What is found is moved back along the line to its original.
+    smallest c, per example, whose minimiser is adversarial. What is found is moved back along the line to its
+    original.
 
     As its authors do, it always pulls to one class: to the caller's targets, or else to the likeliest wrong class on
     the original. Where another class is nearer, other attacks find less. Projected L-BFGS with a backtracking line
@@ -93,6 +94,7 @@ class _Descent:
     def __init__(self, attack: LBFGS, book: Book, rows: Tensor, x: Tensor, goals: Tensor, c: Tensor):
         self.attack, self.book, self.rows, self.goals, self.c = attack, book, rows, goals, c
         self.shape, self.x, self.x0 = x.shape, rows_of(x).clone(), rows_of(book.ledger.images(rows))
+        self.alive = torch.arange(len(x), device=x.device)  # rows whose last line search found something
         self.changes: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y and 1 / <s, y>; 0 where a row takes no part
 
     def descend(self, stream: Stream) -> Tensor:
@@ -137,7 +139,7 @@ class _Descent:
     def _searched(self, value: Tensor, gradient: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         """(x, which rows fell): the longest of 1, 1/2, 1/4, ... of the direction that brings enough."""
         x, fallen, size = self.x.clone(), torch.zeros_like(value, dtype=torch.bool), 1.0
-        left = torch.arange(len(x), device=x.device)
+        left = self.alive
         for _ in range(HALVINGS):
             tried = (self.x[left] + size * direction[left]).clamp_(0, 1)
             promised = (gradient[left] * (tried - self.x[left])).sum(1)
@@ -146,6 +148,7 @@ class _Descent:
             left, size = left[~good], size / 2
             if not len(left):
                 break
+        self.alive = fallen.nonzero()[:, 0]
         return x, fallen
 
     def _value(self, x: Tensor, index: Tensor) -> Tensor:

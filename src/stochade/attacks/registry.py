@@ -18,6 +18,7 @@ from stochade.attacks.finite_differences import NES, SPSA, Spsa
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
 from stochade.attacks.jsma import JSMA
+from stochade.attacks.lbfgs import LBFGS
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.sigma_zero import SigmaZero
@@ -59,6 +60,7 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
     "fab": (FAB, "fast adaptive boundary, smallest change, 9 classes of 100 steps (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
+    "lbfgs": (LBFGS, "smallest change by box-constrained L-BFGS towards one class (l2)"),
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
     "spsa": (_spsa, "simultaneous perturbation with Adam: 100 steps of 64 pairs of queries, no gradient"),
@@ -153,7 +155,8 @@ def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = No
     try:
         return ATTACKS[name][0](threat, **options)
     except TypeError as problem:  # an option that the name itself fixes, such as the one step of fgsm
-        raise UsageError(f"options that {name} leaves open", str(problem).split(") ")[-1]) from None
+        detail = str(problem).split(") ")[-1].removeprefix("got ")
+        raise UsageError(f"options that {name} leaves open", detail) from None
 
 
 def _transfer(pairs: list[str], threat: Ball, load: Callable[[str], Any] | None) -> Attack:
