@@ -3,14 +3,21 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from stochade.attacks.registry import ATTACKS, parse_attack
+from stochade.attacks.threats import THREATS
 from stochade.cli import main
 from stochade.cli.commands import COMMANDS
+from stochade.cli.common import repeated
+from stochade.cli.main import _parse, spoken
+from stochade.listing import attack_details
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +38,117 @@ def test_audit_writes_a_report(capsys, tmp_path):
     assert document["headline"]["claimed"]["low"] < 0.9
     again = call(capsys, "audit", "known:coin-flip", "--out", str(tmp_path), "--effort", "quick", "--quiet")
     assert again.splitlines()[1] == out.splitlines()[1]
+
+
+def test_a_claim_is_put_on_a_card_whose_command_repeats_it(capsys, tmp_path):
+    """A published 100 % under three steps of a gradient that is zero: it replicates, and falls to another attack."""
+    arguments = ["--claim", "1.0", "--claim-attack", "bim steps=3 eps=0.15", "--effort", "quick", "--draws", "3"]
+    out = call(capsys, "audit", "known:zero-gradient", *arguments, "--quiet", "--out", str(tmp_path / "a"))
+    assert "Claim (bim steps=3 eps=0.15, linf 0.15): the claim replicates, and at most" in out
+    first = json.loads((tmp_path / "a" / "audit.json").read_text())
+    assert first["threat"] == {"norm": "linf", "eps": 0.15}
+    command = first["card"]["command"]
+    assert f"Repeat: {command}" in out
+    told = "--effort quick --claim 1.0 --claim-attack 'bim steps=3 eps=0.15' --draws 3"
+    assert command == f"stochade audit known:zero-gradient {told}"
+    call(capsys, *shlex.split(command)[1:], "--quiet", "--out", str(tmp_path / "b"))
+    second = json.loads((tmp_path / "b" / "audit.json").read_text())
+    assert second["card"] == first["card"]
+    assert second["request"] == first["request"]
+    assert "Claim card" in (tmp_path / "a" / "report.html").read_text()
+    text = call(capsys, "report", str(tmp_path / "a"), "--format", "markdown")
+    assert r"| published: bim steps=3 eps=0.15 | linf 0.15 | 100.0 % | – | – |" in text
+    assert "The claim replicates" in text
+
+
+def test_commands_to_repeat_are_quoted_and_name_no_place_of_this_machine():
+    def repeated_of(*arguments: str) -> str:
+        return repeated(arguments[0], _parse(list(arguments)))
+
+    assert repeated_of("audit", "digits-mlp") == "stochade audit digits-mlp"
+    told = repeated_of(
+        "audit", "/home/someone/my nets/net.py:build", "--data", "/data/mnist/", "--claim", "0.93", "--claim-attack",
+        "fgsm eps=0.3", "--out", "/tmp/x", "--quiet", "--eight-bit", "--seed", "3", "--examples", "0",
+    )  # fmt: skip
+    claimed = "--claim 0.93 --claim-attack 'fgsm eps=0.3' --eight-bit"
+    assert told == f"stochade audit net.py:build {claimed} --data mnist --examples 0 --seed 3"
+    again = _parse(shlex.split(told)[1:])
+    assert (again.claim_attack, again.images.examples, again.run_options.seed) == ("fgsm eps=0.3", 0, 3)
+    assert repeated_of("attack", "x", "--attacks", "pgd steps=3", "fgsm") == (
+        "stochade attack x --attacks 'pgd steps=3' fgsm"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        ("got Linf(eps=0.1); every distance counts with L0(float('inf'))",
+         "got linf=0.1; write norm=l0 eps=NUMBER after its name (eps=inf: every distance)"),
+        ("Linf, L2 or L1 for auto-PGD, got L0(eps=5.0, per='value'); for L0 try SigmaZero",
+         "linf, l2 or l1 for auto-PGD, got l0=5.0; for l0 try sigma-zero"),
+        ("pass threat=Linf(0.3), say", "pass --threat linf=0.3, say"),
+        ("or attack with gradient=Evolution()", "or use the attack evolution or square"),
+        ("(no lambdas), or use workers=0", "(no lambdas), or use --workers 0"),
+        ("expected a number, got 'FL2x'; nothing changes", "expected a number, got 'FL2x'; nothing changes"),
+    ],
+)  # fmt: skip
+def test_errors_speak_the_language_of_the_command_line(message, wanted):
+    assert spoken(message) == wanted
+
+
+def test_hints_reach_the_terminal_in_that_language(capsys):
+    with pytest.raises(SystemExit):
+        main(["attack", "known:linear", "--attacks", "apgd-ce norm=l0 eps=5", "--quiet"])
+    assert "got l0=5.0; for l0 try sigma-zero" in capsys.readouterr().err
+
+
+def test_attacks_with_a_threat_of_their_own_and_targets_are_in_the_table(capsys):
+    out = call(
+        capsys, "attack", "known:linear", "--attacks", "fgsm", "fgsm eps=0.4", "fgsm norm=l2 eps=0.5",
+        "pgd steps=3 target=runner-up", "--threat", "linf=0.05", "--quiet",
+    )  # fmt: skip
+    rows = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in out.splitlines() if line.startswith("|")
+    }
+    assert rows["fgsm"] == rows["pgd steps=3 target=runner-up"] == "linf 0.05"
+    assert (rows["fgsm eps=0.4"], rows["fgsm norm=l2 eps=0.5"]) == ("linf 0.4", "l2 0.5")
+    assert out.splitlines()[0].endswith("target reached |")
+    larger = call(
+        capsys, "attack", "known:linear", "--attacks", "fgsm", "--threat", "linf=0.05", "--budgets", "0.2", "--quiet"
+    )
+    assert "fgsm eps=0.2" in larger, "a budget above the threat counts as well"
+
+
+def test_every_option_that_ls_shows_is_taken(capsys):
+    text = call(capsys, "ls", "attacks")
+    details = attack_details()
+    assert set(details) == set(ATTACKS)
+    for name, lines in details.items():
+        assert all(f" {line}" in text for line in lines)
+        norms, *options = " ".join(lines).partition(" options: ")[::2]
+        threat = THREATS[norms.split()[1]](1)
+        words = [word for word in " ".join(options).split() if "=" in word]
+        parse_attack(" ".join([name, *words, *(["source=x"] if name == "transfer" else [])]), threat)
+    assert "steps=40 step_size random_start=yes" in " ".join(details["pgd"])
+    assert "steps=1 " not in " ".join(details["fgsm"]), "its name fixes it"
+    assert "target=least-likely|runner-up|random|CLASS" in text
+    assert "norms:" not in call(capsys, "ls")
+
+
+def test_reading_for_long_shows_progress(capsys, tmp_path, monkeypatch):
+    import stochade.progress as module
+    from stochade.evaluate import Records
+
+    call(capsys, "attack", "known:linear", "--attacks", "fgsm", "--quiet", "--out", str(tmp_path))
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    load = Records.load
+    monkeypatch.setattr(Records, "load", lambda folder: time.sleep(0.2) or load(folder))
+    main(["diff", str(tmp_path), str(tmp_path)])
+    main(["report", str(tmp_path), "--format", "csv"])
+    captured = capsys.readouterr()
+    assert captured.err.count("reading records: 0 s") == 2
+    assert "reading records" not in captured.out
 
 
 def test_report_is_rebuilt_from_records_alone(capsys, tmp_path):
@@ -149,6 +267,20 @@ MISTAKES = [
     ["audit", "digits-mlp", "--effort", "heroic"],
     ["audit", "digits-mlp", "--device", "tpu"],
     ["audit", "known:linear", "--claim", "93"],
+    ["audit", "known:linear", "--claim", "x"],
+    ["audit", "known:linear", "--claim-attack", "fgsn"],
+    ["audit", "known:linear", "--claim-attack", ""],
+    ["audit", "known:linear", "--claim-attack", "fgsm norm=l2 eps=1", "--threat", "linf=0.1"],
+    ["audit", "known:linear", "--threat", "linf=8"],
+    ["attack", "known:linear", "--attacks", "pgd eps=8"],
+    ["attack", "known:linear", "--attacks", "pgd target=nearest"],
+    ["attack", "known:linear", "--attacks", "pgd target=99"],
+    ["attack", "known:linear", "--attacks", "pgd norm=l2"],
+    ["attack", "known:linear", "--attacks", "pgd eps=0.1", "--budgets", "0.2"],
+    ["attack", "known:linear", "--attacks", "transfer"],
+    ["attack", "known:linear", "--attacks", "transfer source=nothing"],
+    ["attack", "known:linear", "--draws", "0"],
+    ["attack", "known:linear", "--workers", "-1"],
     ["audit", "known:linear", "--draws", "0"],
     ["audit", "known:nothing"],
     ["audit", "nofile.py:build"],

@@ -1,13 +1,57 @@
 """What `stochade ls` and `stochade doctor` print."""
 
+import contextlib
 import importlib.util
+import math
 import os
 import platform
+import textwrap
+from typing import Any
 
 
 def _first_sentence(thing: object) -> str:
     paragraph = " ".join((getattr(thing, "__doc__", "") or "").strip().split("\n\n")[0].split())
     return paragraph.partition(". ")[0].rstrip(".")
+
+
+def attack_details() -> dict[str, list[str]]:
+    """For every attack the norms that it takes, and its options with their defaults, in lines of readable length."""
+    from stochade.attacks.registry import ATTACKS, EVERYWHERE, options_of, parse_attack
+    from stochade.attacks.threats import THREATS
+    from stochade.errors import StochadeError
+
+    details = {}
+    for name in ATTACKS:
+        made, text = {}, "transfer source=x" if name == "transfer" else name
+        for norm, threat in THREATS.items():
+            with contextlib.suppress(StochadeError):
+                made[norm] = parse_attack(text, threat(1))
+        options = []
+        for option in [o for o in options_of(name) if o not in EVERYWHERE]:
+            shown = _with_default(option, next(iter(made.values())))
+            with contextlib.suppress(StochadeError):  # an option that the name itself fixes
+                if "=" in shown:
+                    parse_attack(f"{text} {shown}", next(iter(made.values())).threat)  # type: ignore[arg-type]
+                options.append(shown)
+        lines = [f"norms: {' '.join(made)}", *([f"options: {' '.join(options)}"] if options else [])]
+        details[name] = [part for line in lines for part in textwrap.wrap(line, 100, subsequent_indent="  ")]
+    return details
+
+
+def _with_default(option: str, attack: Any) -> str:
+    """`steps=40`, or only the name where the default is no plain word or number."""
+    from stochade.attacks.objectives import OBJECTIVES
+    from stochade.attacks.registry import GRADIENT
+
+    gradient = getattr(attack, "gradient", None)
+    part = gradient if gradient is not None and (option in GRADIENT or not hasattr(attack, option)) else attack
+    value = getattr(part, option, None)
+    words: dict[Any, str] = {f: name for name, f in OBJECTIVES.items()}
+    if callable(value):
+        value = words.get(value)
+    if value is None or (isinstance(value, float) and math.isinf(value)):
+        return option
+    return f"{option}={('no', 'yes')[value] if isinstance(value, bool) else value}"
 
 
 def listing() -> dict[str, dict[str, str]]:

@@ -1,157 +1,18 @@
 """The commands. Each is a dataclass whose fields are its options; heavy imports stay inside `run`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from stochade.cli import common
+from stochade.cli.attack import Attack
+from stochade.cli.audit import Audit
 from stochade.cli.transfer import Transfer
 from stochade.errors import UsageError
 
-Options = OmitArgPrefixes[common.RunOptions]
-Data = OmitArgPrefixes[common.DataOptions]
 Name = Annotated[str, Positional, PositionalMetavarFromFieldName]
-
-
-@dataclass
-class Audit:
-    """How accurate TARGET looks under its authors' attack, how accurate it is under the best attack found, and why
-    the two differ. Ends with a report.
-
-    Examples:
-
-    stochade audit digits-gated --out runs/demo
-
-    stochade audit known:coin-flip
-
-    stochade audit mynet.py:build --data mnist --threat linf=0.3 --examples 500
-
-    stochade audit runs/mymodel --data cifar10 --threat linf=8/255 --dry-run
-
-    stochade audit mynet.py:build --data mnist --claim 0.931 --claim-attack "fgsm eps=0.3"
-    """
-
-    target: Name
-    """A built-in (see `stochade ls`), a checkpoint folder, module:function or file.py:function."""
-    threat: str | None = None
-    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10. Default: the claim attack's own, else what the target is
-    usually measured under."""
-    effort: str = "standard"
-    """quick, standard or thorough."""
-    claim: float | None = None
-    """Accuracy under attack that was claimed in print, in [0,1]: 0.931 for 93.1 %."""
-    claim_attack: str | None = None
-    """The attack it was claimed for, with its options, in quotes: "fgsm eps=0.3". Default: fgsm at the threat."""
-    baseline: bool = False
-    """Compare with a plain network behind a threshold, trained on the training images of the same data (nearly black
-    and white images only, such as MNIST)."""
-    active_test: int | None = None
-    """Examples of the active test (can the attacks find what was planted?); default 64 when thorough, else none."""
-    eight_bit: bool = False
-    """Round adversarial images to whole grey levels first."""
-    out: Path | None = None
-    """Folder for records and report; default runs/audit-TARGET. An interrupted run is taken up again."""
-    images: Data = field(default_factory=common.DataOptions)
-    run_options: Options = field(default_factory=common.RunOptions)
-
-    def run(self) -> None:
-        from stochade.attacks import parse_threat
-        from stochade.audit import audit
-        from stochade.audit.claims import check_claim, claimed_attack
-        from stochade.audit.plan import effort_of
-        from stochade.audit.run import expected_cost
-        from stochade.report import build, summary
-        from stochade.targets import load_target
-
-        o = self.run_options
-        effort_of(self.effort)
-        check_claim(self.claim)
-        threat = None if self.threat is None else parse_threat(self.threat)
-        claimed_attack(self.claim_attack, threat)
-        common.check_device(o.device)
-        target = load_target(self.target, seed=0, device=o.device, show_progress=not o.quiet)
-        usual = parse_threat(target.threat or "linf=0.1")
-        _, threat = claimed_attack(self.claim_attack, threat, usual)
-        images, labels, facts = common.load_images(self.images, target.data, o.seed)
-        baseline = common.load_baseline(self.images, target.data) if self.baseline else None
-        if o.dry_run:
-            common.print_cost(expected_cost(target.model, images, labels, threat, self.effort, o.draws), len(images))
-            return
-        out = self.out or Path("runs") / f"audit-{_slug(self.target)}"
-        result = audit(
-            target.model, images, labels, threat, effort=self.effort, draws=o.draws, seed=o.seed, out=out,
-            claim=self.claim, claim_attack=self.claim_attack, baseline=baseline, planted=self.active_test,
-            chunk=o.chunk, workers=o.workers,
-            eight_bit=self.eight_bit, device=o.device, show_progress=not o.quiet, meta=target.about | facts,
-            command=common.repeated("audit", self),
-        )  # fmt: skip
-        page = build(result, out / "report.html")
-        print(summary(result))
-        print(f"report: {page}")
-
-
-@dataclass
-class Attack:
-    """Attack TARGET with attacks of your choice and print the accuracy table.
-
-    Examples:
-
-    stochade attack digits-gated --attacks fgsm pgd "pgd draws=20 backward=soft" --threat linf=0.15
-
-    stochade attack mynet.py:build --data mnist --attacks "pgd steps=100 restarts=5" --threat l2=2 --format latex
-
-    stochade attack digits-mlp --attacks pgd --threat linf=0.1 --budgets 0.02 0.05 0.1 0.2
-    """
-
-    target: Name
-    """A built-in (see `stochade ls`), a checkpoint folder, module:function or file.py:function."""
-    attacks: tuple[str, ...] = ("fgsm", "pgd")
-    """Attacks with their options, each in quotes: "pgd steps=100 draws=20"."""
-    threat: str | None = None
-    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10."""
-    budgets: tuple[float, ...] = ()
-    """Further budgets of the same norm: an accuracy-over-budget sweep."""
-    format: str = "markdown"
-    """markdown, csv or latex."""
-    eight_bit: bool = False
-    """Round adversarial images to whole grey levels first."""
-    out: Path | None = None
-    """Folder for the records; an interrupted run is taken up again."""
-    images: Data = field(default_factory=common.DataOptions)
-    run_options: Options = field(default_factory=common.RunOptions)
-
-    def run(self) -> None:
-        from stochade.attacks import parse_threat
-        from stochade.attacks.registry import parse_attack
-        from stochade.evaluate import evaluate, expected_seconds
-        from stochade.report import table
-        from stochade.targets import load_target
-
-        o = self.run_options
-        common.check_format(self.format)
-        threat = None if self.threat is None else parse_threat(self.threat)
-        for text in self.attacks:
-            parse_attack(text, threat or parse_threat("linf=0.1"))
-        common.check_device(o.device)
-        target = load_target(self.target, seed=0, device=o.device, show_progress=not o.quiet)
-        threat = threat or parse_threat(target.threat or "linf=0.1")
-        table_of = {}
-        for text in self.attacks:
-            table_of[text] = parse_attack(text, threat)
-            for eps in self.budgets:
-                if eps != threat.eps:
-                    table_of[f"{text} eps={eps:g}"] = parse_attack(text, threat.resized(eps))
-        images, labels, facts = common.load_images(self.images, target.data, o.seed)
-        if o.dry_run:
-            common.print_cost(expected_seconds(target.model, images, labels, table_of, o.draws), len(images))
-            return
-        records = evaluate(
-            target.model, images, labels, table_of, o.draws, o.seed, chunk=o.chunk, workers=o.workers, out=self.out,
-            eight_bit=self.eight_bit, device=o.device, show_progress=not o.quiet, meta=target.about | facts,
-        )  # fmt: skip
-        print(table(records, self.format, threat=threat))
 
 
 @dataclass
@@ -195,20 +56,18 @@ class Train:
     """No progress."""
 
     def run(self) -> None:
-        from dataclasses import fields, replace
-
         from stochade import data
         from stochade.attacks import parse_threat
         from stochade.attacks.registry import parse_attack
+        from stochade.attacks.transfer import for_transfer
+        from stochade.progress import progress
         from stochade.randomness import forked, seed_for
         from stochade.registry import build
         from stochade.train import Adversarial, Standard, train
 
         objective, passes = Standard(), 1
         if self.adversarial is not None:
-            attack = parse_attack(self.adversarial, parse_threat(self.threat))
-            if "drop_fooled" in {f.name for f in fields(attack)}:  # type: ignore[arg-type]
-                attack = replace(attack, drop_fooled=False)  # type: ignore[type-var]
+            attack = for_transfer(parse_attack(self.adversarial, parse_threat(self.threat)))  # nobody leaves early
             objective, passes = Adversarial(attack, weight=self.clean_weight), 2 + attack.cost()[1]
         common.check_device(self.device)
         images = data.load(self.data, "train", download=self.download)
@@ -218,7 +77,8 @@ class Train:
         if self.dry_run:
             from stochade.evaluate import expected_seconds
 
-            cost = expected_seconds(model.eval(), images, None, {}, 1)
+            with progress("timing one pass", shown=not self.quiet):
+                cost = expected_seconds(model.eval(), images, None, {}, 1)
             minutes = cost["seconds"] * 1.5 * passes * self.epochs / 60
             count = len(images) * self.epochs * passes
             print(f"{count} forwards and backwards, about {minutes:.1f} minutes")
@@ -253,17 +113,20 @@ class Report:
     def run(self) -> None:
         from stochade.audit.result import Audit as Result
         from stochade.evaluate import Records
+        from stochade.progress import progress
         from stochade.report import build, table
 
         if self.format != "html":
             common.check_format(self.format)
         audited = (self.folder / "audit.json").is_file()
-        result = Result.load(self.folder) if audited else Records.load(self.folder)
+        with progress("reading records"):
+            result = Result.load(self.folder) if audited else Records.load(self.folder)
         if self.format != "html":
-            records = result.records if isinstance(result, Result) else result
-            print(table(records, self.format, threat=result.threat if isinstance(result, Result) else None))
+            print(table(result, self.format))
             return
-        print(f"report: {build(result, self.to or self.folder / 'report.html')}")
+        with progress("writing the report"):
+            page = build(result, self.to or self.folder / "report.html")
+        print(f"report: {page}")
 
 
 @dataclass
@@ -289,10 +152,12 @@ class Diff:
     def run(self) -> None:
         from stochade.attacks import parse_threat
         from stochade.evaluate import Records, compare_runs
+        from stochade.progress import progress
 
         threat = None if self.threat is None else parse_threat(self.threat)
-        first, second = Records.load(self.first), Records.load(self.second)
-        rows = compare_runs(first, second, self.kind, threat)
+        with progress("reading records"):
+            first, second = Records.load(self.first), Records.load(self.second)
+            rows = compare_runs(first, second, self.kind, threat)
         common = rows[0].difference.examples
         print(f"{common} examples in both runs ({len(first)} and {len(second)} in all)")
         if first.meta.get("model") != second.meta.get("model"):
@@ -322,9 +187,12 @@ class Ls:
     """all, or one of the kinds."""
 
     def run(self) -> None:
-        from stochade.listing import listing
+        from stochade.listing import attack_details, listing
+        from stochade.progress import progress
 
-        kinds = listing()
+        with progress("listing"):
+            kinds = listing()
+        details = attack_details() if self.what == "attacks" else {}
         if self.what != "all" and self.what not in kinds:
             raise UsageError(f"one of: all, {', '.join(kinds)}", repr(self.what))
         for kind, entries in kinds.items():
@@ -334,8 +202,12 @@ class Ls:
             width = max((len(n) for n in entries), default=0)
             for name, description in entries.items():
                 print(f"  {name:{width}}  {description}")
+                for line in details.get(name, ()) if kind == "attacks" else ():
+                    print(f"  {'':{width}}    {line}")
             if not entries:
                 print("  (none yet)")
+        if details:
+            print("every attack takes eps=NUMBER, norm=NORM and target=least-likely|runner-up|random|CLASS as well")
 
 
 @dataclass
@@ -358,9 +230,3 @@ COMMANDS = {
     "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
     "diff": Diff, "ls": Ls, "doctor": Doctor,
 }  # fmt: skip
-
-
-def _slug(name: str) -> str:
-    from stochade.evaluate.store import slug
-
-    return slug(name.replace("/", "_").strip("_."))

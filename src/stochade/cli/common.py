@@ -72,6 +72,22 @@ def _short(value: Any) -> str:
     return os.path.basename(text.rstrip("/")) if os.path.isabs(text) else text
 
 
+def file_name(target: str) -> str:
+    """A target's name as a part of a path."""
+    from stochade.evaluate.store import slug
+
+    return slug(target.replace("/", "_").strip("_."))
+
+
+def check_run(options: RunOptions) -> None:
+    """UsageError for numbers that make no sense, and for a device that this machine does not have."""
+    for name, least in (("draws", 1), ("chunk", 1), ("workers", 0), ("seed", 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise UsageError(f"--{name} of at least {least}", str(value))
+    check_device(options.device)
+
+
 def check_device(device: str) -> None:
     """UsageError for a device that this machine does not have."""
     import torch

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import io
 import os
+import re
 import sys
 import textwrap
 
@@ -16,6 +17,25 @@ Start with:  stochade audit digits-gated --out runs/demo
 """
 
 
+PHRASES = (  # how Python says it, and how the command line does
+    (r"\b(Linf|L[012])\((?:eps=)?(?:float\('inf'\)|inf)[^()]*\)", lambda m: f"{m[1].lower()}=inf"),
+    (r"\b(Linf|L[012])\((?:eps=)?([\d./e-]+)[^()]*\)", lambda m: f"{m[1].lower()}={m[2]}"),
+    (r"\b(Linf|L[012])\b", lambda m: m[1].lower()),
+    (r"every distance counts with (l\w+)=inf", r"write norm=\1 eps=NUMBER after its name (eps=inf: every distance)"),
+    (r"\bpass threat=", "pass --threat "),
+    (r"\battack with gradient=Evolution\(\)", "use the attack evolution or square"),
+    (r"\buse workers=0", "use --workers 0"),
+    (r"\bSigmaZero\b", "sigma-zero"),
+)  # fmt: skip
+
+
+def spoken(message: str) -> str:
+    """An error's message in the words of the command line."""
+    for pattern, replacement in PHRASES:
+        message = re.sub(pattern, replacement, message)
+    return message
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 2 on misuse, 130 when interrupted."""
     arguments = sys.argv[1:] if args is None else args
@@ -23,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
         command = _parse(arguments)
         command.run()
     except StochadeError as problem:
-        print(f"stochade: {problem}", file=sys.stderr)
+        print(f"stochade: {spoken(str(problem))}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as problem:
         if isinstance(problem, BrokenPipeError):  # `stochade ls | head`

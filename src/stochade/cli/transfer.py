@@ -53,7 +53,7 @@ class Transfer:
         common.check_format(self.format)
         common.check_kind(self.kind)
         parse_attack(self.attack, parse_threat(self.threat or "linf=0.1"))
-        common.check_device(o.device)
+        common.check_run(o)
         found = [load_target(t, seed=0, device=o.device, show_progress=not o.quiet) for t in self.targets]
         attack = parse_attack(self.attack, parse_threat(self.threat or found[0].threat or "linf=0.1"))
         images, labels, facts = common.load_images(self.images, found[0].data, o.seed)
