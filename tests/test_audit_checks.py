@@ -27,6 +27,7 @@ PROBES = {
     "probabilities": False,
     "active_dropout": False,
     "classes": 2,
+    "examples": 64,
     "layers": [],
     "gradient": {
         "available": True, "zero_share": 0.0, "norm_median": 1.0, "norm_max": 2.0, "cosine_between_draws": 1.0,
@@ -351,6 +352,14 @@ def test_late_rise_is_the_indicators_own():
     assert late_rise(curve) == pytest.approx(0.1)
     assert late_rise(np.concatenate([curve, np.full(10, 3.0)])) == pytest.approx(0.0)
     assert late_rise(np.zeros(40)) == 0.0
+
+
+def test_a_few_zero_gradients_are_no_masking():
+    """Four of 64 may be 5 % of all; sixteen may not."""
+    few, many = (CHECKS["zero-gradient"](evidence(probes=gradient(zero_share=n / 64))) for n in (4, 16))
+    assert few is not None
+    assert many is not None
+    assert (few.severity, many.severity) == ("incomplete", "masking")
 
 
 def test_scatter_is_no_trend():

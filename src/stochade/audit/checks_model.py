@@ -3,24 +3,29 @@ outputs. `probes.py` measures, this file judges."""
 
 import math
 
-from stochade.audit.evidence import ATHALYE, AUTO_ATTACK, CARLINI, PINTOR, SMALLEST, Evidence, percent
+from stochade.audit.evidence import ATHALYE, AUTO_ATTACK, CARLINI, CONFIDENCE, PINTOR, SMALLEST, Evidence, percent
 from stochade.audit.findings import Finding
+from stochade.evaluate.intervals import binomial
 from stochade.evaluate.records import WORST
 
+ZERO = 0.05  # share of examples without any gradient
 RUGGED = 0.1  # relative change of the margin from which on predictions count as unstable
 STEEP, FLAT = 1e3, 1e-8  # norms of the margin's gradient beyond which numbers, not images, decide
 
 
 def zero_gradient(e: Evidence) -> Finding | None:
-    """Exactly zero gradients are no robustness. auto-attack warns at any such example; here at 5 %."""
+    """Exactly zero gradients are no robustness. auto-attack warns at any such example; here at 5 %, which counts as
+    masking where it is beyond doubt: a few saturated examples are no defence."""
     facts = e.probes["gradient"]
-    if facts["available"] and facts["zero_share"] < 0.05:
+    if facts["available"] and facts["zero_share"] < ZERO:
         return None
     share = "no gradient reaches the images" if not facts["available"] else (
         f"the gradient is exactly zero on {percent(facts['zero_share'])} of the examples"
     )  # fmt: skip
+    count = e.probes["examples"]
+    certain = not facts["available"] or binomial(facts["zero_share"] * count, count, CONFIDENCE)[0] > ZERO
     return Finding(
-        "zero-gradient", "masking", share, dict(facts),
+        "zero-gradient", "masking" if certain else "incomplete", share, {**facts, "threshold": percent(ZERO)},
         "give the discrete layers a surrogate backward (nn.Discrete), or attack with gradient=Evolution()",
         f"{PINTOR}: unavailable gradients",
     )  # fmt: skip
