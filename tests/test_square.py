@@ -76,7 +76,7 @@ def test_nobody_leaves_a_coin_flip_and_no_score_changes(draws):
 
 def test_incumbents_of_a_random_model_do_not_live_on_lucky_draws():
     """Noise of the margin is half as large as the budget's whole reach. Averaged and drawn again, the search goes on
-    to raise the true margin; the value it reports is honest: mean error within 5 standard errors of a mean over 64
+    to raise the true margin; the value it reports is honest: mean error within 4 standard errors of a mean over 64
     examples of 5 draws."""
     reach = 0.2 * 25
     model = NoisyLinear(
@@ -88,7 +88,7 @@ def test_incumbents_of_a_random_model_do_not_live_on_lucky_draws():
     moved = (x - attempt.inputs).flatten(1).sum(1)
     truth = -model.margin(attempt.inputs).detach()
     assert float(moved.mean()) >= 0.6 * reach
-    assert abs(float((attempt.value - truth).mean())) <= 5 * reach / 2 / math.sqrt(64 * 5)
+    assert abs(float((attempt.value - truth).mean())) <= 4 * reach / 2 / math.sqrt(64 * 5)
 
 
 def test_a_bernoulli_encoder_is_scored_to_its_truth():
