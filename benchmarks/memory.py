@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from models import Network
 
 FACTOR, INPUTS = 1.3, 12
-THREATS = ("linf=0.001", "l0=3")  # the first that an attack takes; so small that nobody is fooled and leaves
+THREATS = ("linf=0.001", "l2=0.01", "l0=3")  # the first an attack takes; so small that nobody is fooled
 FLOOR = "one forward and backward"
 CONTROL = "control: Backprop(20) in tiles of 1024"
 EXCEPTED = {"jsma": "a Jacobian attack", CONTROL: "as it was before the bound"}
