@@ -19,6 +19,7 @@ from stochade.attacks.objectives import margin
 from stochade.errors import BudgetError
 
 ROUNDS = 10  # probes of a search along a line
+CLOSE = 1e-3  # of its length: as far as such a search looks
 LINES = 256  # lines of a trace, whatever the number of steps
 SAFE = 1e-5  # a margin below this part of the largest logit may turn with the size of the batch, by rounding
 GAIN = 0.99  # on a random model a point is put to the vote when it is closer than the best by this factor
@@ -75,13 +76,22 @@ class Book:
         """[draws, n] whether each draw is what the attacker wants, by at least kappa, and by more than rounding.
         Exact ties count as the model's argmax has them: spike counts tie often."""
         y, targets = self.ledger.goals(rows)
-        margins = torch.stack([_objective(margin, z, y, targets) for z in logits])
+        margins = self._margins(logits, rows)
         least = (SAFE * logits.abs().amax(-1)).clamp_min(self.kappa)
         return misses(logits, y, targets) & ((margins >= least) | ((margins == 0) & (self.kappa == 0)))
 
     def judge(self, x: Tensor, rows: Tensor, draws: int | None = None) -> Tensor:
         """[n] whether x is adversarial by a fresh vote."""
-        return _carried(self.wins(self.ledger.logits(x, rows, draws), rows))
+        return self._vote(x, rows, draws)[0]
+
+    def _vote(self, x: Tensor, rows: Tensor, draws: int | None = None) -> tuple[Tensor, Tensor]:
+        """[n] whether x is adversarial by a fresh vote, and [n] its mean margin."""
+        logits = self.ledger.logits(x, rows, draws)
+        return _carried(self.wins(logits, rows)), self._margins(logits, rows).mean(0).to(x.dtype)
+
+    def _margins(self, logits: Tensor, rows: Tensor) -> Tensor:
+        y, targets = self.ledger.goals(rows)
+        return torch.stack([_objective(margin, z, y, targets) for z in logits])
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """(rows, x): the examples that need a search and where to begin it. Those that are adversarial as they are
@@ -90,8 +100,7 @@ class Book:
         ledger = self.ledger
         rows = ledger.open
         logits = ledger.logits(self.x0, rows)
-        y, targets = ledger.goals(rows)
-        value = torch.stack([_objective(margin, z, y, targets) for z in logits]).mean(0).to(self.x0.dtype)
+        value = self._margins(logits, rows).mean(0).to(self.x0.dtype)
         self.clean, self._clean, ledger.value = logits.mean(0), value, value.clone()
         ledger.found_at = ledger.passes.clone()
         done = _carried(self.wins(logits, rows))
@@ -101,9 +110,8 @@ class Book:
         if self.task.start is None or not len(rows):
             return rows, self.x0[rows]
         x = self.task.start[rows].clamp(0, 1)
-        good = self.judge(x, rows)
-        self._write(rows[good], x[good], self.distance(x[good], rows[good]))
-        self._along(rows[good], ROUNDS, 0.5, None)
+        good = self.look(rows, x)
+        self._along(rows[good], 0.5, self.ledger.watch.deterministic)
         x[good] = ledger.found[rows[good]]
         return rows, x
 
@@ -136,16 +144,23 @@ class Book:
 
     def look(self, rows: Tensor, x: Tensor) -> Tensor:
         """[n] whether x is adversarial by a fresh vote; written down where it is, and closer than before."""
-        won, distance = self.judge(x, rows), self.distance(x, rows)
+        (won, value), distance = self._vote(x, rows), self.distance(x, rows)
         index = (won & (distance < self.best[rows])).nonzero()[:, 0]
-        self._write(rows[index], x[index], distance[index])
+        self._write(rows[index], x[index], distance[index], value[index])
         return won
 
-    def _write(self, rows: Tensor, x: Tensor, distance: Tensor, value: Tensor | None = None) -> None:
+    def _write(self, rows: Tensor, x: Tensor, distance: Tensor, value: Tensor) -> None:
         self.ledger.replace(rows, x, value)
         self.best[rows] = distance
 
-    def tighten(self, rounds: int = ROUNDS) -> None:
+    def walk(self, rows: Tensor, x: Tensor) -> Tensor:
+        """[n] whether there is an adversarial point on the line from the originals through x, or up to twice as far;
+        the nearest to be found becomes the find of rows that have none."""
+        self._write(rows, x, self.distance(x, rows), self.ledger.value[rows])
+        self._along(rows, 0.5, False)
+        return torch.isfinite(self.best[rows])
+
+    def tighten(self) -> None:
         """Move every find along the line to its original: in, as far as it stays adversarial. On a random model, by
         fresh votes; where a find loses the first of them, it moves out until one is won, or is given up."""
         rows = (torch.isfinite(self.best) & (self.best > 0)).nonzero()[:, 0]
@@ -153,32 +168,36 @@ class Book:
         if len(rows) and ledger.watch.scope == "unknown" and ledger.watch.deterministic:
             x = ledger.found[rows]  # a generator of its own would show here
             ledger.watch.repeats(x, ledger.logits(x, rows, 1)[0])
-        sure = torch.ones_like(rows, dtype=torch.bool) if ledger.watch.deterministic else None
-        self._along(rows, rounds, 0.9, sure)
+        self._along(rows, 0.9, ledger.watch.deterministic)
 
-    def _along(self, rows: Tensor, rounds: int, shrink: float, sure: Tensor | None) -> None:
+    def _along(self, rows: Tensor, shrink: float, sure: bool) -> None:
         """Bisection on the length of the change found.
 
         Args:
-            shrink: the factor by which it shrinks until a probe fails.
-            sure: [n] finds that need no vote of their own.
+            shrink: the factor by which it shrinks until a probe fails. Under l0 it does not: nothing is gained.
+            sure: whether the finds need no vote of their own.
         """
-        if not len(rows):
-            return
         x0, found, ledger = self.ledger.images(rows), self.ledger.found[rows], self.ledger
-        change = found - x0
+        change, value = found - x0, ledger.value[rows]
         low = torch.zeros_like(self.best[rows])
-        high = torch.where(sure, 1.0, torch.inf).to(low) if sure is not None else torch.full_like(low, torch.inf)
-        for _ in range(rounds):
-            out, halves = torch.where(low > 0, 1.1 * low, 1.0), torch.where(low > 0, (low + high) / 2, shrink * high)
-            scale = torch.where(torch.isinf(high), out, halves)
-            good = self.judge((x0 + like(scale, x0) * change).clamp_(0, 1), rows)
-            high, low = torch.where(good, scale, high), torch.where(good, low, scale)
-        moved = torch.isfinite(high) & (high != 1)
-        lost = torch.isinf(high)
+        high = torch.full_like(low, 1.0 if sure else torch.inf)
+        sparse = self.threat.name == "l0"
+        for _ in range(ROUNDS):
+            wide = (low < (1 - CLOSE) * high) if not sparse else torch.isinf(high)
+            index = wide.nonzero()[:, 0]
+            if not len(index):
+                break
+            a, b = low[index], high[index]
+            scale = torch.where(
+                torch.isinf(b), torch.where(a > 0, 1.1 * a, 1.0), torch.where(a > 0, (a + b) / 2, shrink * b)
+            )
+            good, seen = self._vote((x0[index] + like(scale, x0) * change[index]).clamp_(0, 1), rows[index])
+            high[index], low[index] = torch.where(good, scale, b), torch.where(good, a, scale)
+            value[index] = torch.where(good, seen, value[index])
+        moved, lost = torch.isfinite(high) & (high != 1), torch.isinf(high)
         index = rows[moved]
         x = (x0[moved] + like(high[moved], x0) * change[moved]).clamp_(0, 1)
-        ledger.found[index], self.best[index] = x, self.distance(x, index)
+        ledger.found[index], self.best[index], ledger.value[rows] = x, self.distance(x, index), value
         ledger.found[rows[lost]], self.best[rows[lost]] = x0[lost], torch.inf
 
     def attempt(self) -> Attempt:
