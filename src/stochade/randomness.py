@@ -99,6 +99,16 @@ class Stream:
         part._drawn = self._drawn
         return part
 
+    @staticmethod
+    def joined(streams: Sequence["Stream"]) -> "Stream":
+        """Rows of several streams, each of which goes on with its own numbers. All must have drawn alike; what comes
+        out can be drawn from and made smaller, not forked."""
+        if len({stream._drawn for stream in streams}) != 1:
+            raise RuntimeError("streams that are joined must have drawn as much")
+        whole = Stream(streams[0].seed, torch.cat([s.ids for s in streams]), torch.cat([s._key for s in streams]))
+        whole._drawn = streams[0]._drawn
+        return whole
+
     def fork(self, *purpose: object) -> "Stream":
         """Independent streams of the same examples for another purpose."""
         return Stream(seed_for(self.seed, "fork", *purpose), self.ids)

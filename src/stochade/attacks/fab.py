@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.apgd import Towards, likely
-from stochade.attacks.ball import like, rows_of
+from stochade.attacks.ball import Ball, like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fooled import misses
 from stochade.attacks.gradients import Backprop, Gradient, Pass, _whole, check_logits
@@ -14,6 +14,7 @@ from stochade.attacks.hyperplane import dual_norm, onto_hyperplane
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.minimal import ROUNDS, Book, check_norm, within
 from stochade.attacks.threats import Threat
+from stochade.attacks.tiles import folded, groups, tiled
 from stochade.errors import BudgetError, GradientError
 from stochade.randomness import Stream
 
@@ -82,7 +83,7 @@ class FAB(Attack):
 
     def search(self, task: Task) -> Attempt:
         runs = self.restarts * (self.targets or 1)
-        book = Book(task, self.votes, steps=runs * (self.steps + 1))
+        book = Book(task, self.votes, steps=runs)
         rows, start = book.begin()
         if len(rows):
             self._all_runs(book, rows, start)
@@ -90,58 +91,69 @@ class FAB(Attack):
         return book.attempt()
 
     def _all_runs(self, book: Book, rows: Tensor, start: Tensor) -> None:
+        """Every class once, and again for every restart."""
         task, ledger = book.task, book.ledger
         clean = ledger.logits(ledger.images(rows), rows).mean(0)
         classes = likely(clean, *ledger.goals(rows), self.targets or 1)
-        nearest = self.targets is None and task.targets is None
-        for run in range(classes.shape[1] * self.restarts):
-            number, restart = divmod(run, self.restarts)
-            stream = task.stream.subset(rows).fork("class", number, "restart", restart)
-            x = start if restart == 0 else self._start(book, rows, stream)
-            self._run(book, rows, x, None if nearest else classes[:, number], stream)
-            stay = ~self._done(book, rows)
-            rows, classes, start = rows[stay], classes[stay], start[stay]
-            if not len(rows):
-                return
+        for restart in range(self.restarts):
+            limit = within(book.threat, book.best)
+            radius = torch.minimum(book.best, limit)  # of the random starts of this round, whatever class comes first
+            for group in groups(classes.shape[1], len(rows)):
+                own = task.stream.subset(rows)
+                streams = [own.fork("class", number, "restart", restart) for number in group]
+                tiles = Book(tiled(task, rows, streams), self.votes, steps=self.steps + 1)
+                x = start.repeat(len(group), *(1,) * (start.dim() - 1))
+                if restart:
+                    x = _random_start(tiles.threat, radius[rows].repeat(len(group)), tiles.x0, tiles.task.stream)
+                goals = classes[:, group.start : group.stop].T.flatten()
+                self._run(tiles, x, None if self.targets is None and task.targets is None else goals, len(group))
+                self._write(book, rows, tiles, len(group))
+                if self.drop_fooled:
+                    stay = book.best[rows] > limit[rows]
+                    rows, classes, start = rows[stay], classes[stay], start[stay]
+                if not len(rows):
+                    return
 
-    def _done(self, book: Book, rows: Tensor) -> Tensor:
-        """[n] who needs no smaller find."""
-        found = book.best[rows]
-        return found <= within(book.threat.rows(rows), found) if self.drop_fooled else torch.zeros_like(found) > 0
+    def _write(self, book: Book, rows: Tensor, tiles: Book, count: int) -> None:
+        """The best find of each example out of its tiles: the first inside the threat where that is enough, or else
+        the smallest."""
+        best = tiles.best.view(count, -1)
+        pick, inside = best.argmin(0), self._inside(tiles).view(count, -1)
+        if self.drop_fooled:
+            pick = torch.where(inside.any(0), inside.int().argmax(0), pick)
+        part = folded(tiles.ledger.attempt(tiles.best), pick)
+        found_at = book.ledger.join(rows, part)
+        closer = part.distance < book.best[rows]
+        index = rows[closer]
+        book.ledger.replace(index, part.inputs[closer], part.value[closer])
+        book.best[index], book.ledger.found_at[index] = part.distance[closer], found_at[closer]
 
-    def _run(self, book: Book, rows: Tensor, x: Tensor, goals: Tensor | None, stream: Stream) -> None:
-        """All steps of one run from x. goals: [n] classes, None for the nearest."""
-        ledger, x0, threat = book.ledger, book.ledger.images(rows), book.threat.rows(rows)
+    def _inside(self, book: Book) -> Tensor:
+        """[N] who has a find inside the threat."""
+        return book.best <= within(book.threat, book.best)
+
+    def _run(self, book: Book, x: Tensor, goals: Tensor | None, tiles: int) -> None:
+        """All steps of one run from x. goals: [N] classes, None for the nearest."""
+        ledger, threat, stream = book.ledger, book.threat, book.task.stream
+        rows, x0 = ledger.open, book.x0
         for _ in range(self.steps):
             if goals is None:
                 result = self._nearest(ledger, x, rows)
             else:
                 result = ledger.gradient(self.gradient, x, rows, Towards(lead, goals), stream)
             crossed = self._offer(book, rows, x, result)
-            if self.drop_fooled:
-                stay = ~self._done(book, rows)
-                if not bool(stay.all()):
+            if self.drop_fooled:  # a find inside the threat ends the run, and those towards less likely classes
+                done = self._inside(book).view(tiles, -1).cumsum(0).flatten()[rows] > 0
+                if bool(done.any()):
+                    stay = ~done
                     rows, x, x0, crossed = rows[stay], x[stay], x0[stay], crossed[stay]
                     result = Pass(result.value[stay], result.gradient[stay], result.logits[:, stay])
-                    goals, stream, threat = (
-                        None if goals is None else goals[stay],
-                        stream.subset(stay),
-                        threat.rows(stay),
-                    )
+                    goals, stream = None if goals is None else goals[stay], stream.subset(stay)
                     if not len(rows):
                         return
             x = self._moved(threat.name, x, x0, crossed, result)
-        value, logits = ledger.see(x, rows, lambda z, y, targets=None: z[:, 0], 1, self.gradient)
-        self._offer(book, rows, x, Pass(value, x, logits))
-
-    def _start(self, book: Book, rows: Tensor, stream: Stream) -> Tensor:
-        """A random point at half the distance found, or half the budget where that is smaller."""
-        threat = book.threat.rows(rows)
-        usual = {"linf": 0.3, "l2": 1.0, "l1": 5.0}[threat.name]  # where neither says anything
-        radius = torch.minimum(book.best[rows], within(threat, book.best[rows]))
-        return threat.for_each(torch.where(torch.isfinite(radius), radius, usual) / 2).start(
-            book.ledger.images(rows), stream
-        )
+        _, logits = ledger.see(x, rows, lambda z, y, targets=None: z[:, 0], 1, self.gradient)
+        self._offer(book, rows, x, Pass(logits[0, :, 0], x, logits))
 
     def _offer(self, book: Book, rows: Tensor, x: Tensor, result: Pass) -> Tensor:
         """Write down finds. Returns [n] whether the draws of the pass lie beyond the boundary; closer to it than what
@@ -183,6 +195,12 @@ class FAB(Attack):
         away = (leads.abs() / lengths.clamp_min(1e-12)).scatter(1, y[:, None], torch.inf)
         nearest = away.argmin(1)
         return Pass(leads[pick, nearest], slopes[nearest, pick], logits)
+
+
+def _random_start(threat: Ball, radius: Tensor, x0: Tensor, stream: Stream) -> Tensor:
+    """Within half the distance found so far, or half the budget where that is smaller."""
+    usual = {"linf": 0.3, "l2": 1.0, "l1": 5.0}[threat.name]  # where neither says anything
+    return threat.for_each(torch.where(torch.isfinite(radius), radius, usual) / 2).start(x0, stream)
 
 
 def lead(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
