@@ -76,7 +76,7 @@ def active_test(
     many the attack finds. An attack that misses them is too weak for this model.
 
     The model's last linear layer is replaced, image by image, by a linear head on the same features: class 0 for the
-    image and `inner` random points of the threat, class 1 for one point on its boundary (under linf a corner). Its
+    image and `inner` random points of the threat, half of them on its boundary, class 1 for one more such point. Its
     logits are scaled to the range that the model's own have. An image whose planted point cannot be told from the
     inner ones is left out.
 
@@ -249,9 +249,12 @@ def _groups(x: Tensor, threat: Ball, alone: bool) -> Iterator[list[int]]:
 
 def _head(features: Features, x: Tensor, threat: Ball, stream: Stream, inner: int) -> Tensor | None:
     """[F + 1] a head that is negative on the inner points and positive on a planted one; None where there is none.
-    Its direction is Fisher's between the planted point and the inner ones."""
+    Its direction is Fisher's between the planted point and the inner ones. Half of the inner points lie on the
+    boundary of a slightly smaller threat: in a corner of the box all such points move alike, and what they share must
+    not give the planted one away."""
     nearer = threat.resized(max(1.0, round(INNER * threat.eps)) if threat.name == "l0" else INNER * threat.eps)
-    inside = _features(features, [x] + [nearer.start(x, stream) for _ in range(inner)])
+    drawn = [_far_point(nearer, x, stream) if i % 2 else nearer.start(x, stream) for i in range(inner)]
+    inside = _features(features, [x, *drawn])
     own = features.layer(inside[:1]).double()
     centre = inside.double().mean(0)
     spread = inside.double() - centre

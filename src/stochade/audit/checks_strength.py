@@ -98,8 +98,8 @@ def averaging_buys_nothing(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "averaging-buys-nothing", "notice",
-        "at the same number of gradients, single draws attack as well as averages over draws: noisy gradients are not "
-        "what stops attacks",
+        "at the same number of gradients, single draws attack as well as averages over draws: noisy gradients are "
+        "not what stops attacks",
         {plan.OWN_SINGLE: e.text(plan.OWN_SINGLE), plan.OWN_AVERAGED: e.text(plan.OWN_AVERAGED),
          "averages find more": str(drop), "threshold": f"less than {200 * SMALLEST:.0f} points",
          "clean predictions that change between draws": percent(e.probes["predictions_that_change"])},
