@@ -215,6 +215,9 @@ def test_a_claim_by_zero_gradients_replicates_and_falls(tmp_path):
     assert (one.replicated.value, one.replicates, one.undercut) == (1.0, True, True)
     assert one.survives is not None
     assert one.survives < 0.7
+    result.search = [{"attack": "pgd", "rung": 0, "accuracy": 0.5}]
+    result.save(tmp_path)
+    assert Audit.load(tmp_path).search == result.search
     assert Audit.load(tmp_path).card == one
     told = json.loads((tmp_path / "audit.json").read_text())["card"]
     assert told["title"] == one.title
@@ -235,10 +238,13 @@ def test_the_call_on_the_card_repeats_the_audit():
 
 
 def test_a_claim_at_another_budget_does_not_make_findings_here():
-    """A claim at ten times the budget falls lower than the audit's own attacks; that is no sign of masking."""
+    """A claim at a tenth of the budget leaves much more than the audit's own attacks; that is no sign of masking."""
     eps = KNOWN["linear"](0).threat.eps
-    result = audited("linear", threat=eps, claim_attack=f"pgd steps=3 eps={10 * eps}")
-    assert result.claim_attack == f"claimed pgd(steps=3, eps={10 * eps})"
+    result = audited("linear", threat=eps, claim_attack=f"pgd steps=3 eps={eps / 10}")
+    assert result.claim_attack == f"claimed pgd(steps=3, eps={eps / 10})"
+    assert result.claimed.value is not None
+    assert result.found.value is not None
+    assert result.claimed.value > result.found.value + 0.2
     assert [f.check for f in result.masking] == []
 
 

@@ -213,6 +213,10 @@ def test_targets_and_their_success_are_kept(tmp_path):
         assert reached is not None
         assert (reached.value, reached.examples) == (1.0, int((one.labels == 0).sum()))
     assert records.score("to 1").value == (records.labels == 1).mean()
+    first = int(np.flatnonzero(records.labels == 0)[0])
+    records.attacks["to 1"].predictions[first] = 7  # neither right nor where it was pulled
+    pulled = int((records.labels == 0).sum())
+    assert records.reached("to 1").value == pytest.approx(1 - 1 / pulled)  # type: ignore[union-attr]
     for path in sorted((tmp_path / "records" / "pgd").iterdir()):  # records from before there were targets
         table = pq.read_table(path)
         pq.write_table(table.drop_columns(["target"]).replace_schema_metadata(table.schema.metadata), path)

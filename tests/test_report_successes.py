@@ -145,11 +145,19 @@ def trial(rung, accuracy, passes=10.0, examples=8, **more):
 
 
 def test_the_search_log_says_what_each_trial_bought_in_its_round():
-    log = [trial(0, 0.9), trial(0, 0.5, kept=True), trial(0, 0.7), trial(1, 0.8), trial(1, 0.3), trial(1, 0.3)]
+    log = [
+        trial(0, 0.9),
+        trial(0, 0.5, kept=True),
+        trial(0, 0.7),
+        trial(0, 0.6),
+        trial(1, 0.8),
+        trial(1, 0.3),
+        trial(1, 0.3),
+    ]
     log += [trial(1, 1.0, note="no gradient"), {"attack": "odd", "accuracy": None, "passes": "x"}]
     steps = search_steps(log)
-    assert [s.bought for s in steps] == ["", "40.0 points", "", "", "50.0 points", "", "", ""]
-    assert [s.kept for s in steps] == [False, True, *[False] * 6]
+    assert [s.bought for s in steps] == ["", "40.0 points", "", "", "", "50.0 points", "", "", ""]
+    assert [s.kept for s in steps] == [False, True, *[False] * 7]
     assert (steps[-1].passes, steps[-1].accuracy.value, steps[-1].rung) == (None, None, 0)
 
 
