@@ -12,6 +12,7 @@ from typing import Any
 from stochade.attacks.adaptive_suite import Adaptive
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
+from stochade.attacks.cw import CW
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
@@ -60,6 +61,7 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
     "fab": (FAB, "fast adaptive boundary, smallest change, 9 classes of 100 steps (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
+    "cw": (CW, "Carlini and Wagner, smallest change, 9 searches of 1000 steps (l2, linf, l0)"),
     "lbfgs": (LBFGS, "smallest change by box-constrained L-BFGS towards one class (l2)"),
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
