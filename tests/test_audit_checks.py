@@ -28,6 +28,7 @@ PROBES = {
     "active_dropout": False,
     "classes": 2,
     "examples": 64,
+    "pixels": 784,
     "layers": [],
     "gradient": {
         "available": True, "zero_share": 0.0, "norm_median": 1.0, "norm_max": 2.0, "cosine_between_draws": 1.0,
@@ -102,6 +103,10 @@ def fooled_at(rows, step, steps=40):
     trace = np.full((N, steps), -1.0)
     trace[:rows, step] = 1.0
     return trace
+
+
+def far(distance):
+    return replace(record(1.0), distance=np.full(N, distance, np.float32))
 
 
 def frozen(share, realisations=4):
@@ -210,10 +215,19 @@ CASES: dict[str, tuple[Callable[[], Evidence], Callable[[], Evidence]]] = {
         lambda: evidence({"pgd": record(0.5, trace=np.arange(N)[:, None] < 100)}),
         lambda: evidence({"pgd": record(0.5, trace=np.arange(N)[:, None] >= 100)}),
     ),
+    "far-from-everything": (
+        lambda: evidence({"fmn": far(0.6)}),
+        lambda: evidence({"fmn": far(0.4)}),
+    ),
     "effort-left-out": (
         lambda: evidence({"random search": record(1.0, forwards=100)}),
         lambda: evidence(
-            {"random search": record(1.0, forwards=10_000), "pgd margin, ten starts": 1.0, "apgd-t": 1.0}
+            {
+                "random search": record(1.0, forwards=10_000),
+                "pgd margin, ten starts": 1.0,
+                "apgd-t": 1.0,
+                "hopskipjump": 1.0,
+            }
         ),
     ),
     "silent-success": (

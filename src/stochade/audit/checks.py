@@ -30,7 +30,7 @@ CHECKS: dict[str, Check] = {
         model.blocked_gradient, model.dynamic_defence, model.state, model.batch_dependence,
         strength.adaptive_search_wins, strength.not_converged, strength.more_does_not_help, strength.restarts_help,
         signs.square_lowers_accuracy,
-        strength.transfer_failure, strength.adaptive_loss,
+        strength.transfer_failure, strength.adaptive_loss, strength.far_from_everything,
         traces.silent_success, traces.incomplete_optimisation, traces.loss_goes_up_and_down,
         tests.active_test_fails, tests.active_test_says_nothing, tests.below_threshold_baseline,
         model.randomness, model.retries_help, strength.noise_is_the_defence, strength.averaging_buys_nothing,

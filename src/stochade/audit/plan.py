@@ -19,6 +19,8 @@ from stochade.attacks import (
     margin,
 )
 from stochade.attacks.apgd import APGDTargeted
+from stochade.attacks.fmn import FMN
+from stochade.attacks.hopskipjump import HopSkipJump
 from stochade.attacks.square import Square
 from stochade.attacks.threats import Ball
 from stochade.describe import describe
@@ -29,11 +31,11 @@ OWN, OWN_AVERAGED, OWN_MARGIN = "pgd", "pgd averaged", "pgd margin"
 OWN_SINGLE, RESTARTED, TARGETED = "pgd single draws", "pgd margin, ten starts", "apgd-t"
 ONE_STEP, ITERATED = "fgsm", "bim"
 NOISE, GAUSSIAN, SEARCH, EVOLUTION = "uniform noise", "gaussian noise", "random search", "evolution"
-SQUARE = "square"
+SQUARE, BY_LABELS, MINIMAL = "square", "hopskipjump", "fmn"
 BACKWARD, FORWARD, TRANSFER = "pgd backward=", "pgd forward=", "transfer from "
 
-OWN_GRADIENT = (ITERATED, OWN, OWN_AVERAGED, OWN_SINGLE, OWN_MARGIN, RESTARTED, TARGETED)
-GRADIENT_FREE = (EVOLUTION, SQUARE)
+OWN_GRADIENT = (ITERATED, OWN, OWN_AVERAGED, OWN_SINGLE, OWN_MARGIN, RESTARTED, TARGETED, MINIMAL)
+GRADIENT_FREE = (EVOLUTION, SQUARE, BY_LABELS)
 ON_CURVES = ("eps=", "steps=", "draws=")  # last words of the names of attacks that only make up a curve
 ADAPTIVE = "adaptive "
 
@@ -42,8 +44,9 @@ ADAPTIVE = "adaptive "
 class Effort:
     """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
     and steps of the gradient-free attack, points of the random search, passes per example of the adaptive search (0:
-    none) and how many examples it looks at, queries of the Square attack (0: none), restarts of the own gradient and
-    a targeted attack (`full`), and examples of the active test (0: none)."""
+    none) and how many examples it looks at, queries of the Square attack (0: none), whether restarts, a targeted
+    attack, one by labels alone and a minimum-norm attack on random models are made as well (`full`), and examples of
+    the active test (0: none)."""
 
     steps: int
     draws: int
@@ -110,8 +113,11 @@ def search_attacks(
             threat, effort.evolution_steps, gradient=Evolution(effort.pairs, _sigma(threat)), objective=margin
         ),
     }
-    if effort.queries and threat.name != "l0":  # on random models every point costs several forwards
-        table[SQUARE] = Square(threat, effort.queries, draws=max(1, effort.draws // 4) if random else 1)
+    few = max(1, effort.draws // 4) if random else 1  # where a look at every point costs several forwards
+    if effort.queries and threat.name != "l0":
+        table[SQUARE] = Square(threat, effort.queries, draws=few)
+    if effort.full and threat.name in ("l2", "linf"):
+        table[BY_LABELS] = HopSkipJump(threat)
     if not differentiable:
         return table
     averages = {
@@ -119,16 +125,18 @@ def search_attacks(
         OWN_SINGLE: PGD(threat, effort.steps * effort.draws),  # as many gradients in all
     }
     own = PGD(threat, effort.steps, gradient=averaged, objective=margin)
-    full: dict[str, Attack] = {RESTARTED: replace(own, restarts=10)}
-    if threat.name != "l0":
+    full: dict[str, Attack] = {RESTARTED: replace(own, restarts=10)} if effort.full else {}
+    if effort.full and threat.name != "l0":
         full[TARGETED] = APGDTargeted(threat, effort.steps, gradient=averaged)
+    if effort.full or not random:
+        full[MINIMAL] = FMN(threat, effort.steps, gradient=Backprop(few))
     table = {
         ONE_STEP: FGSM(threat),
         ITERATED: BIM(threat, 10),
         OWN: PGD(threat, effort.steps),
         **(averages if random else {}),
         OWN_MARGIN: own,
-        **(full if effort.full else {}),
+        **full,
         **table,
     }
     backwards, forwards = alternatives(model)

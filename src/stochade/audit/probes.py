@@ -33,7 +33,7 @@ def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, 
     """
     with untouched(model):
         reseed(seed_for(seed, "probe"))
-        facts: dict[str, Any] = {"declared_scope": scope_of(model), "examples": len(x)}
+        facts: dict[str, Any] = {"declared_scope": scope_of(model), "examples": len(x), "pixels": x[0].numel()}
         with torch.no_grad():
             facts |= _outputs(model, x, seed)
         facts["gradient"] = _gradient(model, x, y, seed)
