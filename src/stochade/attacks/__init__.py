@@ -2,10 +2,12 @@
 
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack, Attempt, FromProbabilities, keep_dropout
+from stochade.attacks.deepfool import DeepFool
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, WHOLE, Descent, sweep
 from stochade.attacks.ensemble import Ensemble
 from stochade.attacks.expectation import Averaged
 from stochade.attacks.fab import FAB
+from stochade.attacks.fmn import FMN
 from stochade.attacks.frozen import Frozen
 from stochade.attacks.gradients import Backprop, Evolution, Gradient, Pass
 from stochade.attacks.jsma import JSMA
@@ -17,9 +19,10 @@ from stochade.attacks.threats import L0, L1, L2, THREATS, Linf, Threat, parse_th
 from stochade.attacks.transforms import Brightness, Rotate, Scale, Shift, Transform, Transforms, UniformJitter
 
 __all__ = [
-    "APGD", "BIM", "FAB", "FGSM", "ILL", "JSMA", "L0", "L1", "L2", "MIFGSM", "OBJECTIVES", "PGD", "THREATS", "WHOLE",
-    "APGDTargeted", "Attack", "Attempt", "Averaged", "Backprop", "Brightness", "Custom", "Descent", "Ensemble",
-    "Evolution", "FromProbabilities", "Frozen", "GaussianNoise", "Gradient", "Linf", "Pass", "RandomSearch", "Rotate",
-    "Scale", "Shift", "SigmaZero", "Suite", "Threat", "Transform", "Transforms", "UniformJitter", "UniformNoise",
-    "cross_entropy", "dlr", "keep_dropout", "kubo2019_bim", "margin", "parse_threat", "sweep",
+    "APGD", "BIM", "FAB", "FGSM", "FMN", "ILL", "JSMA", "L0", "L1", "L2", "MIFGSM", "OBJECTIVES", "PGD", "THREATS",
+    "WHOLE", "APGDTargeted", "Attack", "Attempt", "Averaged", "Backprop", "Brightness", "Custom", "DeepFool",
+    "Descent", "Ensemble", "Evolution", "FromProbabilities", "Frozen", "GaussianNoise", "Gradient", "Linf", "Pass",
+    "RandomSearch", "Rotate", "Scale", "Shift", "SigmaZero", "Suite", "Threat", "Transform", "Transforms",
+    "UniformJitter", "UniformNoise", "cross_entropy", "dlr", "keep_dropout", "kubo2019_bim", "margin", "parse_threat",
+    "sweep",
 ]  # fmt: skip

@@ -13,9 +13,11 @@ from stochade.attacks.adaptive_suite import Adaptive
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack
 from stochade.attacks.cw import CW
+from stochade.attacks.deepfool import DeepFool
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
+from stochade.attacks.fmn import FMN
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
 from stochade.attacks.jsma import JSMA
@@ -63,6 +65,8 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
     "cw": (CW, "Carlini and Wagner, smallest change, 9 searches of 1000 steps (l2, linf, l0)"),
     "lbfgs": (LBFGS, "smallest change by box-constrained L-BFGS towards one class (l2)"),
+    "deepfool": (DeepFool, "smallest change to the nearest boundary of the linearised model, 50 steps (linf, l2)"),
+    "fmn": (FMN, "fast minimum norm, smallest change, 100 steps (linf, l2, l1, l0)"),
     "hopskipjump": (HopSkipJump, "smallest change by decisions alone, 40 steps (linf, l2)"),
     "nes": (NES, "natural evolution strategies: 100 steps of 25 pairs of queries, no gradient"),
     "spsa": (_spsa, "simultaneous perturbation with Adam: 100 steps of 64 pairs of queries, no gradient"),
