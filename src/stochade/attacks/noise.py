@@ -109,17 +109,20 @@ class RandomSearch(Attack):
             count = max(1, min(width, self.samples - done, fit))
             points = torch.stack([self._point(task, done + i, rows, x0, stream, threat) for i in range(count)])
             values, missed, logits = self._look(ledger, points, rows)
-            # the first miss, or else the best value: what looking at one point after the other would find
-            found, best = missed.any(0), _first(values == values.amax(0))
-            at = torch.where(found & ledger.watch.deterministic, _first(missed), best)
-            every = torch.arange(len(rows), device=x0.device)
-            point, value = points[at, every], values[at, every]
+            found, best, every = (
+                missed.any(0),
+                _first(values == values.amax(0)),
+                torch.arange(len(rows), device=x0.device),
+            )
+            point, value = points[best, every], values[best, every]
             ledger.note(rows, value, threat.distance(point, x0))
             ledger.keep(rows, point, value)
             done, width = done + count, 2 * width
             if not bool(found.any()):
                 continue
-            tried = found.nonzero()[:, 0]
+            tried = found.nonzero()[
+                :, 0
+            ]  # who leaves, leaves with the first miss, as if one point came after the other
             first, saved = _first(missed)[tried], self.draws * (self.samples - done)
             leave = ledger.leaving(points[first, tried], logits[first, tried][None], rows[tried], saved)
             if leave is not None:
