@@ -181,6 +181,7 @@ def minimal(bench: Bench, quick: bool) -> list[dict]:
                 for library, needed in found.items():
                     row["libraries"][library] |= {
                         "median": float(np.median(needed[right])),
+                        "mean": float(np.minimum(needed[right], x[0].numel()).mean()),
                         "failed": int(np.isinf(needed).sum()),
                         "right": [int((needed > budget * (1 + 1e-6)).sum()) for budget in row["budgets"]],
                     }

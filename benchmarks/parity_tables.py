@@ -105,26 +105,28 @@ def minimal_verdict(row: dict) -> str:
     peers = [entry for entry in entries.values() if "median" in entry]
     if "median" not in ours or not peers:
         return "open"
-    far = ours["median"] > min(p["median"] for p in peers) * (1 + SLACK)
+    key = "mean" if row["norm"] == "l0" else "median"
+    far = ours[key] > min(p[key] for p in peers) * (1 + SLACK)
     worst = (
         max(ours["right"][i] - min(p["right"][i] for p in peers) for i in range(len(row["budgets"]))) / row["images"]
     )
     if not far and worst <= SLACK + 1e-9:
         return "met"
-    return f"MISSED ({'median, ' if far else ''}{100 * worst:+.1f} points)"
+    return f"MISSED ({f'{key}, ' if far else ''}{100 * worst:+.1f} points)"
 
 
 def minimal(part: dict) -> list[str]:
     lines = [
         "## Attacks that look for the smallest change",
         "",
-        "*median*: distance over the images that are right, infinite where nothing was found; *failed*: images for",
-        "which nothing was found. Robust accuracy in % at the three budgets at which the best of all libraries",
-        "together leaves 75, 50 and 25 % of the right images. *passes*: forwards and backwards per image that the",
-        "model really saw. Bar: median at most 1 % above the best peer's, and robust accuracy at most 1 point.",
+        "*median*, *mean*: distance over the images that are right; *failed*: images for which nothing was found, at",
+        "infinite distance (in the mean: the number of values). Robust accuracy in % at the three budgets at which",
+        "the best of all libraries together leaves 75, 50 and 25 % of the right images. *passes*: forwards and",
+        "backwards per image that the model really saw. Bar: median (under l0, whose distances are whole numbers: mean)",
+        "at most 1 % above the best peer's, and robust accuracy at most 1 point.",
         "",
-        "| network | attack | norm | budgets | library | median | failed | robust accuracy | passes | bar |",
-        "|-|-|-|-|-|-|-|-|-|-|",
+        "| network | attack | norm | budgets | library | median | mean | failed | robust accuracy | passes | bar |",
+        "|-|-|-|-|-|-|-|-|-|-|-|",
     ]
     for row in part["rows"]:
         budgets = ", ".join(f"{b:.3g}" for b in row.get("budgets", []))
@@ -133,9 +135,9 @@ def minimal(part: dict) -> list[str]:
             if "median" in entry:
                 left = ", ".join(percent(right, row["images"]) for right in entry["right"])
                 passes = f"{entry['forwards']:.0f} + {entry['backwards']:.0f}"
-                cells += [f"{entry['median']:.4g}", str(entry["failed"]), left, passes]
+                cells += [f"{entry['median']:.4g}", f"{entry['mean']:.4g}", str(entry["failed"]), left, passes]
             else:
-                cells += [absent(entry), "", "", ""]
+                cells += [absent(entry), "", "", "", ""]
             lines.append("| " + " | ".join([*cells, minimal_verdict(row) if library == "stochade" else ""]) + " |")
     return lines
 
