@@ -19,7 +19,8 @@ INF = float("inf")
 
 def exact(case, kind):
     """[N] the smallest budget at which the truth is 0, by bisection on the closed form."""
-    low, high = torch.zeros(len(case.images)), torch.full((len(case.images),), 6.0)
+    widest = 1.0 if kind is Linf else 6.0
+    low, high = torch.zeros(len(case.images)), torch.full((len(case.images),), widest)
     for _ in range(40):
         middle = (low + high) / 2
         falls = torch.stack(

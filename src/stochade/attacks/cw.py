@@ -16,9 +16,7 @@ from stochade.attacks.threats import Threat
 from stochade.errors import BudgetError
 from stochade.randomness import Stream
 
-EDGE = (
-    0.99  # tanh of the variable at a pixel of 0 or 1: there its derivative is 0.02, not the 2e-6 of the authors' code
-)
+EDGE = 0.99  # tanh of the variable at a pixel of 0 or 1: its derivative there is 0.02, not the 2e-6 of the first code
 FIRST, SECOND = 0.9, 0.999  # decay of Adam's moments
 FINAL = 0.01  # share of the rate that is left at the end of a descent; Adam steps of the full rate miss small changes
 CHECKS = 10  # looks, in one descent, at whether the sum still falls
