@@ -14,6 +14,7 @@ from stochade.evaluate import intervals
 from stochade.progress import progress
 
 PREFIX = "adaptive "
+FREE = 10  # times as many passes for winners without backpropagation
 WINNERS = 3  # attacks that the search may choose
 
 
@@ -40,7 +41,7 @@ def adaptive_attacks(
         )  # fmt: skip
     final = effort.steps * 2 * (effort.draws if random else 1)
     attacks = {
-        f"{PREFIX}{index}: {candidate.name}": candidate.attack(threat, final)
+        f"{PREFIX}{index}: {candidate.name}": candidate.attack(threat, final * (FREE if candidate.free else 1))
         for index, candidate in enumerate(found.winners, 1)
     }
     return attacks, search_log(found)
