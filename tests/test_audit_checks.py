@@ -353,6 +353,15 @@ def test_silent_success_on_random_models_needs_more_than_chance():
     assert silent(evidence({"pgd": record(twenty, trace=noise)}, RANDOM)) is None
 
 
+def test_adversarial_points_outside_the_budget_are_no_silent_success():
+    """A minimum-norm attack comes from outside."""
+    e = evidence({"fmn": record(1.0, trace=fooled_at(3, 7))})
+    e.record("fmn").trace_distance[:] = 0.2
+    assert CHECKS["silent-success"](e) is None
+    e.record("fmn").trace_distance[:] = 0.1
+    assert CHECKS["silent-success"](e) is not None
+
+
 def test_a_relaxed_trace_is_no_silent_success():
     e = evidence({"pgd forward=mean-field": record(1.0, trace=fooled_at(3, 7), info=RELAXED)})
     assert CHECKS["silent-success"](e) is None

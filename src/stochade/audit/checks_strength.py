@@ -283,7 +283,7 @@ def _by_realisations(frozen: dict) -> dict[str, str]:
 def adaptive_loss(e: Evidence) -> Finding | None:
     """A higher objective must mean misclassification: among attacked examples, those that fall must have the higher
     objective. Judged by the share of pairs in the right order, on examples that are clearly one or the other."""
-    for name in [n for n in e.own() if e.record(n).trace.shape[1]]:
+    for name in [n for n in e.own() if e.record(n).trace.shape[1] and n != plan.MINIMAL]:
         value, wrong = _last(e.record(name).trace), 1 - e.records.right(name).mean(1)
         falls, stands = value[(wrong > 0.9) & np.isfinite(value)], value[(wrong < 0.1) & np.isfinite(value)]
         if len(falls) < 10 or len(stands) < 10:

@@ -45,7 +45,10 @@ def silent(e: Evidence, name: str) -> np.ndarray | None:
     line = _line(e, name)
     if line is None or not record.trace.shape[1]:
         return None
-    fooled = np.nan_to_num(record.trace, nan=-np.inf) > line
+    inside = ~(record.trace_distance > e.threat["eps"] * (1 + 1e-5))  # unknown counts as inside
+    if record.info.get("minimal"):  # on its way far beyond the budget
+        inside &= np.isfinite(record.trace_distance)
+    fooled = (np.nan_to_num(record.trace, nan=-np.inf) > line) & inside
     if not e.probes["random"]:
         return fooled.any(1) & e.standing(name)
     needed = math.ceil(math.log2(fooled.size / (1 - CONFIDENCE)))
