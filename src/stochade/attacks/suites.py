@@ -138,4 +138,16 @@ def random(threat: Ball, draws: int = 20) -> Suite:
 
 
 def fast(threat: Ball) -> Suite:
-    return standard(threat)
+    """The answer of `standard` in less time: short targeted runs over all nine classes first, which break nearly all
+    that can be broken, then cross entropy, long runs over the four likeliest classes, and 1000 queries of Square in
+    place of FAB and 5000. About a third of the passes of `standard` on an example that nothing breaks."""
+    sparse = threat.name == "l1"
+    return Suite(
+        threat,
+        (
+            APGDTargeted(threat, steps=30, wide=sparse),
+            APGD(threat, steps=50, restarts=3 if sparse else 1, wide=sparse),
+            APGDTargeted(threat, targets=4, wide=sparse),
+            Square(threat, queries=1000),
+        ),
+    )
