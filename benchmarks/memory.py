@@ -4,9 +4,10 @@
 
 Every contender runs in a fresh process of one thread in which freed memory goes back to the system at once, so that
 the resident set is what tensors hold: its peak (VmHWM, reset through clear_refs) less what was resident before. Names
-are the gradients below or whatever `stochade.attacks.registry.parse_attack` takes; by default all of them. An attack
-that is still running after --seconds of CPU is stopped; its peak until then counts. Writes memory.json and .md, with
-what the bound on tiled draws costs in time. Linux only.
+are the gradients below or whatever `stochade.attacks.registry.parse_attack` takes; by default all of them. With
+--attacks only these are measured, and join what is already in the folder. An attack that is still running after
+--seconds of CPU is stopped; its peak until then counts. Writes memory.json and .md, with what the bound on tiled
+draws costs in time. Linux only.
 """
 
 import argparse
@@ -190,7 +191,6 @@ def speeds() -> dict[str, dict[str, float]]:
     """{batch: {tile: milliseconds per 256 forwards and backwards}}, the best of seven interleaved rounds."""
     from stochade import Backprop, cross_entropy
 
-    torch.set_num_threads(1)
     table: dict[str, dict[str, float]] = {}
     for batch in BATCHES:
         model, x, y = problem(batch)
@@ -212,7 +212,7 @@ def page(result: dict) -> list[str]:
         "",
         f"Peak at batch {result['batch']} on 1x28x28 images, against {FACTOR} x one forward and backward "
         f"({sizes[0]}) + {INPUTS} tensors like the input ({sizes[1]} each): {sizes[2]}. Fresh processes, resident "
-        f"memory; the largest of {result['repeats']}.",
+        f"memory; the largest of {result['repeats']}. Smaller batches are tiled up to 256 images a forward.",
         "",
         "| | MiB | x one pass | inputs beyond one pass | |",
         "|-|-|-|-|-|",
@@ -252,21 +252,27 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(measure(args.one, args.batch, args.seconds)))
         return
-    at_start = commit()
+    torch.set_num_threads(1)
+    at_start, path = commit(), args.out / "memory.json"
+    before = json.loads(path.read_text()) if args.attacks and path.exists() else None
+    batch = args.batch if before is None else before["batch"]
     peaks: dict[str, dict] = {}
     for name in [FLOOR, *(args.attacks or everything())]:
-        runs = [fresh(name, args.batch, args.seconds) for _ in range(args.repeats)]
+        runs = [fresh(name, batch, args.seconds) for _ in range(args.repeats)]
         failed = [r for r in runs if "failed" in r]
-        peaks[name] = failed[0] if failed else max(runs, key=lambda r: r["bytes"])
+        peaks[name] = (failed[0] if failed else max(runs, key=lambda r: r["bytes"])) | {"commit": at_start}
         print(name, peaks[name], file=sys.stderr, flush=True)
-    floor, size = peaks.pop(FLOOR)["bytes"], 4 * 784 * args.batch
+    floor, size = peaks.pop(FLOOR)["bytes"], 4 * 784 * batch
+    if before is not None:
+        floor, peaks = before["floor"], before["peaks"] | peaks
     result = {
-        "batch": args.batch, "repeats": args.repeats, "floor": floor, "input": size,
-        "bound": FACTOR * floor + INPUTS * size, "peaks": peaks, "tiles": speeds(),
+        "batch": batch, "repeats": args.repeats, "floor": floor, "input": size,
+        "bound": FACTOR * floor + INPUTS * size, "peaks": peaks,
+        "tiles": speeds() if before is None else before["tiles"],
         "provenance": provenance(seed=0) | {"commit": at_start},
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "memory.md").write_text("\n".join(page(result)))
     print("\n".join(page(result)))
 
