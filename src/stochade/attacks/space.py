@@ -166,15 +166,15 @@ def _effect(model: object, backwards: dict[str, str], forwards: dict[str, str]) 
     return effect
 
 
-def variations(base: Candidate, random: bool) -> list[Candidate]:
-    """The candidate, and every other that differs from it in one part."""
+def variations(base: Candidate, random: bool, sparse: bool = False) -> list[Candidate]:
+    """The candidate, and every other that differs from it in one part. Under l0 (`sparse`) there is no auto-PGD."""
     if base.view.gradient is None:
         return [base]
     if base.free:
         return [base, replace(base, rule="average"), replace(base, start="image")]
     options: dict[str, tuple] = {
         "objective": tuple(OBJECTIVES),
-        "rule": ("pgd", "apgd", "momentum", "average"),
+        "rule": ("pgd", "momentum", "average") if sparse else ("pgd", "apgd", "momentum", "average"),
         "start": ("random", "image"),
     }
     if base.view.averages:
