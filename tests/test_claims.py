@@ -54,7 +54,8 @@ def test_a_claim_inside_the_interval_replicates_and_what_is_left_is_its_share():
     assert one.survives == pytest.approx(0.1 / 0.82)
     assert one.undercut
     assert one.title == "The claim replicates, and at most 12 % of it survives the strongest attack found"
-    assert one.verdict[0].startswith("The claim replicates: 82.0 % was published, fgsm eps=0.2 leaves 80.0 % [")
+    assert one.verdict[0].startswith("82.0 % was published, fgsm eps=0.2 leaves 80.0 % [")
+    assert one.verdict[0].endswith("] here: the interval holds the claim.")
     assert one.verdict[1].endswith("at most 12 % of the 82.0 % survives.")
     assert len(one.verdict) == 2
     assert one.command == "stochade audit x"

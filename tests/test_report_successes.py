@@ -51,6 +51,7 @@ def test_the_staircase_starts_at_one_pass_and_ends_with_the_attack():
     assert line["x"] == [1, 5, 7, 20, 30]
     assert line["y"] == pytest.approx([0.125, 0.375, 0.375, 0.625, 0.625])
     assert line["line"]["shape"] == "hv"
+    assert line["marker"]["size"] == [0, 0, 0, 0, 8], "the end of a line is marked: it may be one jump"
     assert figure.layout["xaxis"]["type"] == "log"
     row = dict(zip(figure.columns, figure.rows[0], strict=True))
     assert (row["attack"], row["broken after 1"], row["broken after 10"]) == ("a", "12.5 %", "37.5 %")

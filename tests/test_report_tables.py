@@ -37,10 +37,10 @@ def test_markdown_has_every_attack_with_its_intervals(audit):
 def test_verdicts_and_members_stand_below_the_table(audit):
     below = [line for line in table(audit).splitlines() if line and not line.startswith("|")]
     assert below[0].startswith("standard broke no attack 15, apgd-ce ")
-    assert below[1:] == audit.card.verdict
+    assert below[1:] == [f"{audit.card.title}.", *audit.card.verdict]
     assert table(audit.records).splitlines()[-1].startswith("standard broke")
     comments = [line for line in table([audit, audit], "latex").splitlines() if line.startswith("%")]
-    assert comments[2] == f"% bernoulli-gates: {audit.card.verdict[0]}"
+    assert comments[2] == f"% bernoulli-gates: {audit.card.title}."
     rows = list(csv.DictReader(io.StringIO(table(audit, "csv"))))
     told = {row["attack"]: row["broken_by_member"] for row in rows}
     assert told["standard"].startswith("no attack=15; apgd-ce=")

@@ -154,9 +154,9 @@ def _replication(published: float | None, replicated: Estimate, attack: str) -> 
     if replicated.low is None or replicated.high is None:
         return None, f"{says}, without an interval: whether the claim replicates cannot be said."
     if replicated.low <= published <= replicated.high:
-        return True, f"The claim replicates: {says}, and the interval holds it."
+        return True, f"{says}: the interval holds the claim."
     gap = published - replicated.value
-    sentence = f"The claim does not replicate: {says}, {abs(100 * gap):.1f} points {'less' if gap > 0 else 'more'}."
+    sentence = f"{says}: {abs(100 * gap):.1f} points {'less' if gap > 0 else 'more'}, and outside the interval."
     if abs(gap) > FAR:
         sentence += (
             " A gap so wide points to another model, other data or another version of the attack: make sure that "

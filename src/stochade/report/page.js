@@ -45,7 +45,9 @@
       };
       const element = document.getElementById(plot.id);
       element.style.height = plot.layout.height ? plot.layout.height + "px" : "";
-      const rows = Math.ceil(data.length / Math.max(1, Math.floor(element.clientWidth / 190)));  // of the legend
+      const longest = Math.max(0, ...data.map((trace) => (trace.name || "").length));
+      const across = Math.max(1, Math.floor(element.clientWidth / Math.max(150, 50 + 7.5 * longest)));
+      const rows = Math.ceil(data.length / across);  // of the legend
       if (rows > 2) element.style.height = element.clientHeight + 20 * (rows - 2) + "px";
       Plotly.react(element, data, layout, config);
     }

@@ -136,7 +136,9 @@ def _staircase(records: Records, name: str, curve: Curve, scale: float, index: i
     if last > x[-1]:
         x, y = np.append(x, last), np.append(y, y[-1])
     text = [f"{name}: {percent(b)} broken after {number(p * scale)} {unit}" for p, b in zip(x, y, strict=True)]
-    return drawn_line(name, x * scale, y, text, index) | {"line": {"shape": "hv", **style(index)}}
+    end = {"size": [0] * (len(x) - 1) + [8], "symbol": "circle"}  # many lines end in one jump
+    line = {"shape": "hv", **style(index)}
+    return drawn_line(name, x * scale, y, text, index) | {"mode": "lines+markers", "line": line, "marker": end}
 
 
 def style(index: int) -> dict:

@@ -80,7 +80,9 @@ def _runs(source, kinds: tuple[str, ...], threat) -> list[Run]:
         if name in [other.name for other in runs]:
             name = f"{name} ({position})"
         card = audit.card if audit else None
-        runs.append(Run(name, _rows(opened, audit, kinds, threat), [] if card is None else card.verdict))
+        runs.append(
+            Run(name, _rows(opened, audit, kinds, threat), [] if card is None else [f"{card.title}.", *card.verdict])
+        )
     return runs
 
 
