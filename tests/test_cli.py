@@ -1,5 +1,6 @@
 """The command line: every command once on real digits or a known-answer model, and every mistake in one line."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from stochade.attacks.registry import ATTACKS, parse_attack
-from stochade.attacks.threats import THREATS
+from stochade.attacks.threats import THREATS, Linf
 from stochade.cli import main
 from stochade.cli.commands import COMMANDS
 from stochade.cli.common import repeated
 from stochade.cli.main import _parse, spoken
+from stochade.errors import StochadeError
 from stochade.listing import attack_details
 
 
@@ -117,6 +119,24 @@ def test_attacks_with_a_threat_of_their_own_and_targets_are_in_the_table(capsys)
         capsys, "attack", "known:linear", "--attacks", "fgsm", "--threat", "linf=0.05", "--budgets", "0.2", "--quiet"
     )
     assert "fgsm eps=0.2" in larger, "a budget above the threat counts as well"
+
+
+NAMES = (
+    "fgsm bim ill pgd mifgsm apgd-ce apgd-dlr apgd-t cw lbfgs deepfool fmn jsma sigma-zero square nes spsa "
+    "hopskipjump random transfer standard adaptive"
+)
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_every_attack_that_was_promised_has_its_name(name):
+    text = f"{name} source=x" if name == "transfer" else name
+    norms = []
+    for norm, threat in THREATS.items():
+        with contextlib.suppress(StochadeError):
+            assert parse_attack(text, threat(1)).threat == threat(1)
+            norms.append(norm)
+    assert norms
+    assert parse_attack(f"{text} target=runner-up norm={norms[0]} eps=1", Linf(0.1)) is not None
 
 
 def test_every_option_that_ls_shows_is_taken(capsys):
