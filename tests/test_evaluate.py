@@ -160,6 +160,23 @@ def test_seconds_are_measured_without_the_scoring(tmp_path):
     assert seconds_per_pass(slow.meta["provenance"])["pgd"] == spent / passes
 
 
+def test_progress_names_what_is_being_done(monkeypatch):
+    from contextlib import contextmanager
+
+    from stochade.evaluate import run as module
+
+    told, done = [], []
+
+    @contextmanager
+    def recorded(label, total, shown, before):
+        yield lambda amount, note: (told.append(note), done.append(amount))
+
+    monkeypatch.setattr(module, "progress", recorded)
+    run(chunk=30)
+    assert told == ["clean", "noise", "fgsm", "pgd"] * 2 + ["pgd"]
+    assert done[0] == 0
+
+
 def test_seconds_add_up_over_sessions(tmp_path, monkeypatch):
     from stochade.evaluate import run as module
 

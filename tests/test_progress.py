@@ -40,7 +40,7 @@ def test_one_long_piece_of_work_does_not_look_like_a_standstill(monkeypatch, cap
     with progress("quiet", 0, shown=False):
         time.sleep(0.2)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["attacking: 0 %", "measuring: 0 s"]
+    assert lines == ["attacking: 0 %, 0 s so far", "measuring: 0 s"]
 
 
 def test_it_is_over_when_the_work_is(monkeypatch, capsys):

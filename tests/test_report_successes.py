@@ -132,7 +132,7 @@ def test_members_of_a_suite_are_counted():
     from stochade.report.rows import attack_row
 
     text = members_text(attack_row(records, "standard"))
-    assert text == "standard broke no attack 1, apgd-ce 1, square 1; 1 unbroken"
+    assert text == ("standard, examples broken by each member: no attack: 1; apgd-ce: 1; square: 1; unbroken: 1")
 
 
 def trial(rung, accuracy, passes=10.0, examples=8, **more):

@@ -36,9 +36,9 @@ def test_markdown_has_every_attack_with_its_intervals(audit):
 
 def test_verdicts_and_members_stand_below_the_table(audit):
     below = [line for line in table(audit).splitlines() if line and not line.startswith("|")]
-    assert below[0].startswith("standard broke no attack 15, apgd-ce ")
+    assert below[0].startswith("standard, examples broken by each member: no attack: 15; apgd-ce: ")
     assert below[1:] == [f"{audit.card.title}.", *audit.card.verdict]
-    assert table(audit.records).splitlines()[-1].startswith("standard broke")
+    assert table(audit.records).splitlines()[-1].startswith("standard, examples broken")
     comments = [line for line in table([audit, audit], "latex").splitlines() if line.startswith("%")]
     assert comments[2] == f"% bernoulli-gates: {audit.card.title}."
     rows = list(csv.DictReader(io.StringIO(table(audit, "csv"))))

@@ -85,6 +85,8 @@ class _Display:
         fresh = self.done - self.before
         if fresh > 0.02 * self.total:  # before that, start-up time would be extrapolated
             line += f", about {(now - self.start) / fresh * (self.total - self.done):.0f} s left"
+        elif self.total:
+            line += f", {now - self.start:.0f} s so far"
         print(f"{line} {self.note}".rstrip(), file=sys.stderr, flush=True)
 
     def _start_bar(self) -> None:

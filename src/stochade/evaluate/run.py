@@ -217,10 +217,14 @@ def _run(job: _Job, units: list[tuple[str, int]], clock: Clock, workers: int, th
     left = [u for u in units if u not in results]
     total, done = sum(job.cost(*u) for u in units), sum(job.cost(*u) for u in results)
     with progress("attacking", total, show and bool(left), done) as tick:
-        for unit, part in _in_workers(job, left, workers, threads) if workers else _here(job, left):
+        tick(0.0, left[0][0] if left else "")
+        for number, (unit, part) in enumerate(
+            _in_workers(job, left, workers, threads) if workers else _here(job, left), 1
+        ):
             results[unit] = part
             clock.add(unit[0], part.seconds, part.record)
-            tick(job.cost(*unit), unit[0])
+            following = unit if workers or number == len(left) else left[number]
+            tick(job.cost(*unit), following[0])
     return results
 
 

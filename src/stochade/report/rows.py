@@ -105,9 +105,9 @@ def members_of(records: Records, name: str) -> list[Member]:
 
 def members_text(row: Row) -> str:
     """What the members of a suite broke, in one line."""
-    parts = [f"{m.name} {m.broken}" for m in row.members]
+    parts = [f"{m.name}: {m.broken}" for m in row.members]
     left = sum(m.chosen - m.broken for m in row.members)
-    return f"{row.name} broke {', '.join(parts)}; {left} unbroken"
+    return f"{row.name}, examples broken by each member: {'; '.join(parts)}; unbroken: {left}"
 
 
 def worst_row(records: Records, threat, kinds=KINDS) -> Row:
