@@ -165,7 +165,9 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("known", "digits", "mnist"))
+    parser.add_argument(
+        "--only", nargs="*", choices=("known", "digits", "mnist"), default=("known", "digits", "mnist")
+    )
     parser.add_argument("--design", help="one design, such as kwta")
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--passes", type=int, default=6000)
@@ -173,7 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "adaptive")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases = [c for c in CASES if arguments.only in (None, c[0]) and arguments.design in (None, c[1])]
+    cases = [c for c in CASES if c[0] in arguments.only and arguments.design in (None, c[1])]
     if data_folder("mnist") is None:
         print("MNIST was not found under STOCHADE_DATA: its rows are left out")
         cases = [c for c in cases if c[0] != "mnist"]

@@ -35,7 +35,7 @@ class LBFGS(Attack):
         steps: quasi-Newton steps for each c.
         search_steps: values of c.
         initial: the first c.
-        memory: pairs of changes that the curvature is estimated from.
+        memory: pairs of changes that the curvature is estimated from; each holds two batches of images.
         gradient: `Backprop(draws, substitutes)`, ...
         objective: what the model's part of the sum is; it is maximised with the class as its target.
         votes: forwards of a vote on random models.
@@ -48,7 +48,7 @@ class LBFGS(Attack):
     steps: int = 30
     search_steps: int = 9
     initial: float = 1.0
-    memory: int = 10
+    memory: int = 4
     gradient: Gradient = field(default_factory=Backprop)
     objective: Objective = cross_entropy
     votes: int = 20
