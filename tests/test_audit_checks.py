@@ -10,6 +10,7 @@ from stochade.audit import CHECKS, plan
 from stochade.audit.checks_traces import late_rise, of_another_model, trend
 from stochade.audit.evidence import Evidence, established
 from stochade.audit.findings import SEVERITIES
+from stochade.evaluate.intervals import Estimate
 from stochade.evaluate.records import AttackRecord, Records
 
 N = 200
@@ -321,7 +322,7 @@ def test_breaking_alone_is_counted_per_example_and_without_bias():
     """Attacks of equal strength on a random model, independent draws: whatever the selection draws chose, the scoring
     draws show no difference. 200 repetitions at level 0.002 leave at most 4 alarms with probability 0.9999."""
     generator = np.random.default_rng(0)
-    chance = generator.random((N, 1))
+    chance = 0.4 + 0.2 * generator.random((N, 1))
 
     def drawn():
         return record(generator.random((N, 20)) < chance, selection=generator.random((N, 20)) < chance)
@@ -331,6 +332,26 @@ def test_breaking_alone_is_counted_per_example_and_without_bias():
         e = evidence({"square": drawn(), "evolution": drawn(), "pgd": drawn(), "pgd margin": drawn()}, RANDOM)
         alarms += established(e.breaks_alone(["square", "evolution"], ["pgd", "pgd margin"]))
     assert alarms <= 4
+
+
+def test_breaking_alone_leaves_out_what_both_take():
+    """Square takes the first 50 for certain; the next 100 fall to both, to the gradient for certain."""
+    square, own = right(1.0, draws=20).copy(), right(1.0, draws=20).copy()
+    square[:50] = False
+    own[50:150] = False
+    square[50:150, 8:] = False
+    e = evidence({"square": record(square), "pgd": record(own)}, RANDOM, clean=record(right(1.0, draws=20)))
+    assert e.breaks_alone(["square"], ["pgd"]).value == pytest.approx(50 / N)
+
+
+def test_a_drop_counts_when_it_is_certain_and_large():
+    def drop(value, low):
+        return Estimate(value, low, 1.0, N, 1, kind="difference")
+
+    assert established(drop(0.1, 0.01))
+    assert not established(drop(0.1, -0.01))
+    assert not established(drop(0.015, 0.01))
+    assert not established(Estimate(None, None, None, 0, 0))
 
 
 def test_breaking_alone_measures_what_only_one_side_takes():
@@ -349,6 +370,9 @@ def test_silent_success_on_random_models_needs_more_than_chance():
     found = silent(evidence({"pgd": record(twenty, trace=always)}, RANDOM))
     assert found is not None
     assert found.evidence["examples"] == f"3 of {N}"
+    half = twenty.copy()
+    half[:, ::2] = False
+    assert silent(evidence({"pgd": record(half, trace=always)}, RANDOM)) is None
     noise = np.random.default_rng(0).normal(size=(N, 400))
     assert silent(evidence({"pgd": record(twenty, trace=noise)}, RANDOM)) is None
 
