@@ -36,8 +36,10 @@ CASES = [(text, norm, gap) for text, norms, gap in BOUNDED for norm in norms]
 SMALLEST = [(text, norm, ratio) for text, norms, ratio in MINIMAL for norm in norms]
 QUICK = {
     "apgd-ce": "steps=8", "apgd-dlr": "steps=8", "apgd-t": "steps=4 targets=2", "fab": "steps=5",
-    "square": "queries=30", "cw": "steps=10 search_steps=2", "lbfgs": "steps=3 search_steps=2", "deepfool": "steps=5", "fmn": "steps=8",
-    "jsma": "steps=2", "sigma-zero": "steps=8", "nes": "steps=3 pairs=3", "spsa": "steps=3 pairs=3",
+    "square": "queries=30", "cw": "steps=10 search_steps=2", "lbfgs": "steps=3 search_steps=2", "deepfool": "steps=5",
+    "fmn": "steps=8",
+    "jsma": "steps=2", "sigma-zero": "steps=8", "nes": "steps=3 pairs=3",
+    "spsa": "steps=3 pairs=3",
     "hopskipjump": "steps=1 evaluations=10", "evolution": "steps=3 pairs=3", "random-search": "samples=6",
     "pgd": "steps=4", "adaptive": "passes=200 examples=8 final=20",
 }  # fmt: skip
