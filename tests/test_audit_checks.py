@@ -257,7 +257,7 @@ CASES: dict[str, tuple[Callable[[], Evidence], Callable[[], Evidence]]] = {
     ),
     "unstable-predictions": (
         lambda: evidence(probes={"stability": {"relative_change": 0.5, "change_by_noise": 0.0, "directions": 100}}),
-        lambda: evidence(probes={"stability": {"relative_change": 0.5, "change_by_noise": 0.45, "directions": 100}}),
+        lambda: evidence(probes={"stability": {"relative_change": 0.6, "change_by_noise": 0.45, "directions": 100}}),
     ),
     "blocked-gradient": (
         lambda: evidence(probes={"blocked_by": ["encoder"]}),
