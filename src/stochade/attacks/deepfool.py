@@ -69,7 +69,7 @@ class DeepFool(Attack):
                 book.best[rows]
             )  # at the boundary there is nowhere to go: these begin at the image
             self._run(book, rows, torch.where(like(found, x), task.x[rows], x), task.stream.subset(rows))
-        book.tighten()
+            book.tighten(rows)
         return book.attempt()
 
     def _run(self, book: Book, rows: Tensor, x: Tensor, stream: Stream) -> None:

@@ -18,6 +18,8 @@ from stochade.attacks.threats import Threat
 from stochade.errors import BudgetError
 from stochade.randomness import Stream
 
+TRIES = 3  # searches for an example whose finds turn out to be luck
+
 
 @dataclass(frozen=True)
 class FMN(Attack):
@@ -76,10 +78,13 @@ class FMN(Attack):
     def search(self, task: Task) -> Attempt:
         book = Book(task, self.votes, steps=self.steps)
         rows, x = book.begin()
-        if len(rows):
+        for _ in range(TRIES):
+            if not len(rows):
+                break
             stream = task.stream.subset(rows)
             self._run(book, rows, first_guess(book, self.gradient, rows, x, self.classes, stream), stream)
-        book.tighten()
+            rows = book.tighten(rows)
+            x = task.x[rows]
         return book.attempt()
 
     def _run(self, book: Book, rows: Tensor, x: Tensor, stream: Stream) -> None:

@@ -18,7 +18,9 @@ from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import margin
 from stochade.errors import BudgetError
 
-ROUNDS = 10  # probes of a search along a line
+PROBES = 10  # of a search along a line
+FIRM = 3  # votes together, at each probe of the last such search
+ROUNDS = PROBES * FIRM  # votes that one search along a line casts at most
 CLOSE = 1e-3  # of its length: as far as such a search looks
 LINES = 256  # lines of a trace, whatever the number of steps
 SAFE = 1e-5  # a margin below this part of the largest logit may turn with the size of the batch, by rounding
@@ -82,12 +84,23 @@ class Book:
 
     def judge(self, x: Tensor, rows: Tensor, draws: int | None = None) -> Tensor:
         """[n] whether x is adversarial by a fresh vote."""
-        return self._vote(x, rows, draws)[0]
+        return self._vote(x, rows, draws)[0] >= 0.5
 
     def _vote(self, x: Tensor, rows: Tensor, draws: int | None = None) -> tuple[Tensor, Tensor]:
-        """[n] whether x is adversarial by a fresh vote, and [n] its mean margin."""
+        """[n] the share of fresh draws that x wins, and [n] its mean margin."""
         logits = self.ledger.logits(x, rows, draws)
-        return _carried(self.wins(logits, rows)), self._margins(logits, rows).mean(0).to(x.dtype)
+        return self.wins(logits, rows).to(x.dtype).mean(0), self._margins(logits, rows).mean(0).to(x.dtype)
+
+    def _sure(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by a vote, and where that is won on a random model by another, larger one: of many points that are
+        put to the vote, some win it by luck, and the closer they are to the original the longer they stay."""
+        share, value = self._vote(x, rows)
+        won = share >= 0.5
+        index = won.nonzero()[:, 0]
+        if len(index) and not self.ledger.watch.deterministic:
+            share, value[index] = self._vote(x[index], rows[index], FIRM * self.ledger.draws)
+            won[index] = share >= 0.5
+        return won, value
 
     def _margins(self, logits: Tensor, rows: Tensor) -> Tensor:
         y, targets = self.ledger.goals(rows)
@@ -136,7 +149,7 @@ class Book:
             closer = (distance < GAIN * best) & (won | relaxed)
             index = closer.nonzero()[:, 0]
             if len(index):
-                closer[index] = self.judge(x[index], rows[index])
+                closer[index] = self._sure(x[index], rows[index])[0]
         index = closer.nonzero()[:, 0]
         if len(index):
             self._write(rows[index], x[index], distance[index], result.value[index])
@@ -144,7 +157,7 @@ class Book:
 
     def look(self, rows: Tensor, x: Tensor) -> Tensor:
         """[n] whether x is adversarial by a fresh vote; written down where it is, and closer than before."""
-        (won, value), distance = self._vote(x, rows), self.distance(x, rows)
+        (won, value), distance = self._sure(x, rows), self.distance(x, rows)
         index = (won & (distance < self.best[rows])).nonzero()[:, 0]
         self._write(rows[index], x[index], distance[index], value[index])
         return won
@@ -160,15 +173,24 @@ class Book:
         self._along(rows, 0.5, False)
         return torch.isfinite(self.best[rows])
 
-    def tighten(self) -> None:
-        """Move every find along the line to its original: in, as far as it stays adversarial. On a random model, by
-        fresh votes; where a find loses the first of them, it moves out until one is won, or is given up."""
-        rows = (torch.isfinite(self.best) & (self.best > 0)).nonzero()[:, 0]
+    def tighten(self, rows: Tensor | None = None) -> Tensor:
+        """Move finds along the line to their originals: in, as far as they stay adversarial. On a random model, by
+        fresh votes; where a find loses the first of them, it moves out until one is won.
+
+        Args:
+            rows: whose finds; None: everybody's.
+
+        Returns:
+            The rows whose finds were luck: they have none now, and a search has to find another.
+        """
+        found = torch.isfinite(self.best) & (self.best > 0)
+        rows = found.nonzero()[:, 0] if rows is None else rows[found[rows]]
         ledger = self.ledger
         if len(rows) and ledger.watch.scope == "unknown" and ledger.watch.deterministic:
             x = ledger.found[rows]  # a generator of its own would show here
             ledger.watch.repeats(x, ledger.logits(x, rows, 1)[0])
         self._along(rows, 0.9, ledger.watch.deterministic)
+        return rows[torch.isinf(self.best[rows])]
 
     def _along(self, rows: Tensor, shrink: float, sure: bool) -> None:
         """Bisection on the length of the change found.
@@ -179,22 +201,29 @@ class Book:
         """
         x0, found, ledger = self.ledger.images(rows), self.ledger.found[rows], self.ledger
         change, value = found - x0, ledger.value[rows]
+        draws = ledger.draws if ledger.watch.deterministic else FIRM * ledger.draws
         low = torch.zeros_like(self.best[rows])
         high = torch.full_like(low, 1.0 if sure else torch.inf)
-        sparse = self.threat.name == "l0"
-        for _ in range(ROUNDS):
+        sparse, first = self.threat.name == "l0", torch.ones_like(low)
+        for _ in range(PROBES):
             wide = (low < (1 - CLOSE) * high) if not sparse else torch.isinf(high)
             index = wide.nonzero()[:, 0]
             if not len(index):
                 break
             a, b = low[index], high[index]
             scale = torch.where(
-                torch.isinf(b), torch.where(a > 0, 1.1 * a, 1.0), torch.where(a > 0, (a + b) / 2, shrink * b)
+                torch.isinf(b),
+                torch.where(a > 0, a + (a - 1).clamp_min(0.1), 1.0),
+                torch.where(a > 0, (a + b) / 2, shrink * b),
             )
-            good, seen = self._vote((x0[index] + like(scale, x0) * change[index]).clamp_(0, 1), rows[index])
+            x = (x0[index] + like(scale, x0) * change[index]).clamp_(0, 1)
+            share, seen = self._vote(x, rows[index], draws)
+            good = share >= 0.5
+            first[index] = torch.where(scale == 1, share, first[index])
             high[index], low[index] = torch.where(good, scale, b), torch.where(good, a, scale)
             value[index] = torch.where(good, seen, value[index])
-        moved, lost = torch.isfinite(high) & (high != 1), torch.isinf(high)
+        lost = torch.isinf(high) & (first < _clearly(draws))
+        moved = torch.isfinite(high) & (high != 1)
         index = rows[moved]
         x = (x0[moved] + like(high[moved], x0) * change[moved]).clamp_(0, 1)
         ledger.found[index], self.best[index], ledger.value[rows] = x, self.distance(x, index), value
@@ -206,6 +235,11 @@ class Book:
         self.ledger.found[outside] = self.x0[outside]
         self.ledger.value[outside] = self._clean[outside]
         return self.ledger.attempt(self.best)
+
+
+def _clearly(draws: int) -> float:
+    """The share of a vote that says no at two standard errors."""
+    return 0.5 - 1 / draws**0.5
 
 
 def _carried(won: Tensor) -> Tensor:
