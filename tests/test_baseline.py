@@ -7,7 +7,8 @@ from torch import nn
 from stochade import Linf, audit
 from stochade.audit import Effort
 from stochade.audit.baseline import Baseline, Network, baseline_facts, looks_binary, train_baseline, transfer_attack
-from stochade.errors import DataError
+from stochade.cli.common import DataOptions, load_baseline
+from stochade.errors import DataError, UsageError
 
 SMALL = Effort(steps=5, draws=2, pairs=5, evolution_steps=2, samples=5, queries=20)
 
@@ -57,6 +58,19 @@ def test_grey_images_are_refused():
     assert not looks_binary(x)
     with pytest.raises(DataError, match="black and white"):
         train_baseline(Baseline(x, torch.zeros(50, dtype=torch.long)), True)
+
+
+def test_bad_baselines_are_refused_before_any_compute(training):
+    def never(x):
+        raise AssertionError("the model was called")
+
+    x, y = pictures(20, 1)
+    with pytest.raises(DataError, match="Baseline"):
+        audit(never, x, y, Linf(0.3), baseline=(x, y))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="black and white"):
+        audit(never, x, y, Linf(0.3), baseline=Baseline(0 * x + 0.5, y))
+    with pytest.raises(UsageError, match="--data"):
+        load_baseline(DataOptions(), (x, y))
 
 
 def test_the_transfer_attack_fools_a_plain_network(training):

@@ -83,6 +83,18 @@ def looks_binary(x: Tensor) -> bool:
     return float(((x < 0.1) | (x > 0.9)).float().mean()) >= BINARY
 
 
+def check_baseline(data: object) -> None:
+    """DataError unless these are training images for a baseline: nearly black and white, [N,C,H,W]."""
+    if not isinstance(data, Baseline):
+        raise DataError("baseline=Baseline(images, labels)", type(data).__name__, "training images, not the audit's")
+    x, _ = Source(data.images, data.labels, BATCH)[0]
+    if x.dim() != 4 or not looks_binary(x):
+        raise DataError(
+            "training images [N,C,H,W] that are nearly black and white", f"{tuple(x.shape)} with grey in them",
+            "a threshold is a baseline for images such as MNIST's only: leave the baseline out",
+        )  # fmt: skip
+
+
 def train_baseline(data: Baseline, thresholded: bool, seed: int = 0) -> Network:
     """A baseline trained on `data`, in eval mode; from the cache where it was trained before.
 
@@ -90,12 +102,8 @@ def train_baseline(data: Baseline, thresholded: bool, seed: int = 0) -> Network:
         DataError: images that are not nearly binary, or not [N,C,H,W].
     """
     source = Source(data.images, data.labels, BATCH)
+    check_baseline(data)
     x, _ = source[0]
-    if x.dim() != 4 or not looks_binary(x):
-        raise DataError(
-            "training images [N,C,H,W] that are nearly black and white", f"{tuple(x.shape)} with grey in them",
-            "a threshold is a baseline for images such as MNIST's only: leave the baseline out",
-        )  # fmt: skip
     key = digest(
         [fingerprint_data(source), thresholded, seed, VERSION, IMAGES, EPOCHS, BATCH, RATE, torch.__version__]
     )

@@ -14,7 +14,7 @@ from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball
 from stochade.audit import claims, plan
 from stochade.audit.adaptive import adaptive_attacks, expected_winners, search_cost
-from stochade.audit.baseline import Baseline, transfer_attack
+from stochade.audit.baseline import Baseline, check_baseline, transfer_attack
 from stochade.audit.checks import Evidence, run_checks
 from stochade.audit.experiments import experiments
 from stochade.audit.probes import probe_model
@@ -89,6 +89,8 @@ def audit(
     strength = plan.effort_of(effort)
     if planted is not None:
         strength = replace(strength, planted=_whole(planted, "planted", 0))
+    if baseline is not None:
+        check_baseline(baseline)
     _whole(chunk, "chunk")
     _whole(draws, "draws")
     _whole(workers, "workers", 0)
