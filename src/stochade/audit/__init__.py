@@ -10,6 +10,6 @@ from stochade.audit.result import Audit
 from stochade.audit.run import audit
 
 __all__ = [
-    "CHECKS", "EFFORTS", "ActiveTest", "Audit", "Baseline", "Effort", "Finding", "StableDraws", "active_test", "audit",
-    "draws_until_stable",
+    "CHECKS", "EFFORTS", "ActiveTest", "Audit", "Baseline", "Effort", "Finding", "StableDraws", "active_test",
+    "audit", "draws_until_stable",
 ]  # fmt: skip
