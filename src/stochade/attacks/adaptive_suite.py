@@ -45,6 +45,7 @@ class Adaptive(Attack):
         return total // 2, total // 2
 
     def search(self, task: Task) -> Attempt:
+        assert isinstance(self.threat, Ball)
         rows = worth_attacking(task.model, task.x, task.y, self.examples, task.stream.seed)
         found = search_attacks(
             task.model, task.x[rows], task.y[rows], self.threat, passes=self.passes, winners=self.winners,

@@ -92,7 +92,8 @@ def options_of(name: str) -> dict[str, Callable[[str], Any]]:
     """The options that an attack takes on the command line, with how each is read."""
     factory = ATTACKS[name][0]
     if name == "transfer":
-        return {"source": str, "attack": str} | EVERYWHERE
+        named: dict[str, Callable[[str], Any]] = {"source": str, "attack": str}
+        return named | EVERYWHERE
     made = factory.func if isinstance(factory, partial) else factory
     parameters = inspect.signature(made).parameters
     found = {p.name: p.annotation for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD}
