@@ -34,7 +34,7 @@ def adaptive_attacks(
     if not effort.search:
         return {}, []
     rows = worth_attacking(model, x, y, effort.searched, seed)
-    with progress("searching", effort.search * len(rows), show_progress) as tick:
+    with progress("searching", 1.3 * effort.search * len(rows), show_progress) as tick:
         found = search_attacks(
             model, x[rows], y[rows], threat, passes=effort.search, winners=WINNERS, seed=seed, random=random,
             report=lambda trial: tick(trial.passes * trial.examples, trial.candidate.name),
