@@ -10,7 +10,7 @@ from stochade.attacks.ball import Ball, like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fooled import misses
 from stochade.attacks.gradients import Backprop, Gradient, Pass, _whole, check_logits
-from stochade.attacks.hyperplane import dual_norm, onto_hyperplane
+from stochade.attacks.hyperplane import onto_hyperplane
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.minimal import ROUNDS, Book, check_norm, within
 from stochade.attacks.threats import Threat
@@ -191,9 +191,8 @@ class FAB(Attack):
         mean, jacobian = logits.mean(0), jacobian / len(seen)
         slopes = jacobian - jacobian[y, pick]
         leads = mean - mean[pick, y][:, None]
-        lengths = torch.stack([dual_norm(ledger.threat.name, g) for g in slopes], 1)
-        away = (leads.abs() / lengths.clamp_min(1e-12)).scatter(1, y[:, None], torch.inf)
-        nearest = away.argmin(1)
+        ways = [_way(ledger.threat.name, x, slope, -gap) for slope, gap in zip(slopes, leads.unbind(1), strict=True)]
+        nearest = torch.stack(ways, 1).scatter(1, y[:, None], torch.inf).argmin(1)
         return Pass(leads[pick, nearest], slopes[nearest, pick], logits)
 
 
@@ -206,6 +205,14 @@ def _random_start(threat: Ball, radius: Tensor, x0: Tensor, stream: Stream) -> T
 def lead(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     """z_t - z_y: positive where the target is ahead of the true class."""
     return logits.gather(1, targets[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+
+
+def _way(norm: str, x: Tensor, slope: Tensor, gap: Tensor) -> Tensor:
+    """[n] the length of the shortest change inside the box that gains `gap` along `slope`; where there is none, the
+    length of the longest change there is and more, the more the further it misses."""
+    change = onto_hyperplane(norm, x, slope, gap)
+    short = (gap.abs() - rows_of(slope * change).sum(1).abs()).clamp_min(0)
+    return _length(norm, change) + torch.where(short > 1e-3 * gap.abs(), x[0].numel() * (1 + short), 0)
 
 
 def _length(norm: str, change: Tensor) -> Tensor:
