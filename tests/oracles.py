@@ -164,26 +164,3 @@ def smallest(direction: np.ndarray, x: np.ndarray, norm: str, gap: float) -> flo
         middle = (low + high) / 2
         low, high = (low, middle) if size @ np.minimum(middle * rate, room) >= gap else (middle, high)
     return length(np.minimum(high * rate, room), norm)
-
-
-def smallest(direction: np.ndarray, x: np.ndarray, norm: str, gap: float) -> float:
-    """The length of the shortest change inside [0,1]^D that lowers <direction, x> by `gap`; inf where none does."""
-    d, x = np.asarray(direction, float).ravel(), np.asarray(x, float).ravel()
-    size, room = np.abs(d), np.where(d > 0, x, 1 - x)
-    if gap <= 0:
-        return 0.0
-    if size @ room < gap:
-        return np.inf
-    if norm in ("l1", "l0"):
-        order = np.argsort(-size if norm == "l1" else -size * room, kind="stable")
-        gained, spent = np.cumsum((size * room)[order]), np.cumsum(room[order])
-        k = int(np.searchsorted(gained, gap))
-        if norm == "l0":
-            return k + 1.0
-        before, cost = (gained[k - 1], spent[k - 1]) if k else (0.0, 0.0)
-        return float(cost + (gap - before) / size[order][k])
-    rate, low, high = np.ones_like(size) if norm == "linf" else size, 0.0, 1e6
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (low, middle) if size @ np.minimum(middle * rate, room) >= gap else (middle, high)
-    return length(np.minimum(high * rate, room), norm)

@@ -10,7 +10,7 @@ from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.gradients import Backprop, Gradient, _whole
 from stochade.attacks.linearised import shortest, slopes
-from stochade.attacks.minimal import ROUNDS, Book, check_norm
+from stochade.attacks.minimal import FIRM, ROUNDS, Book, check_norm
 from stochade.attacks.objectives import margin
 from stochade.attacks.threats import Threat
 from stochade.errors import BudgetError
@@ -24,10 +24,10 @@ CORRECTIONS = 5  # of what was found
 
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """The model is linearised, and the input goes towards the nearest of its boundaries, until one is really crossed.
-    Then the boundary is linearised where it was crossed, and the point of it that is nearest to the original is tried,
-    some times over: a step that only DeepFool's successors have. On linear models both are exact: the box is part of
-    the step, not a clipping after it.
+    """The model is linearised, and the input goes towards the nearest of its boundaries, until one is really
+    crossed. Then the boundary is linearised where it was crossed, and the point of it that is nearest to the original
+    is tried, some times over. The first boundary of all is also tried at once, which is exact on linear models: the
+    box is part of the step, not a clipping after it.
 
     Targeted, the step goes to the boundary with the class that is ahead of the target. What is found is moved back
     along the line to its original (`Book.tighten`), so little is left of the overshoot. A warm start that is
@@ -67,7 +67,11 @@ class DeepFool(Attack):
     def cost(self) -> tuple[int, int]:
         goals = self.classes - 1
         per_step = self.gradient.forwards * (1 if isinstance(self.gradient, Backprop) else goals)
-        forwards = self.steps * per_step + CORRECTIONS * self.gradient.forwards + self.votes * (4 + 2 * ROUNDS)
+        forwards = (
+            self.steps * per_step
+            + CORRECTIONS * self.gradient.forwards
+            + self.votes * (1 + 3 * (1 + FIRM) + 2 * ROUNDS)
+        )
         return forwards, (self.steps * goals + CORRECTIONS) * self.gradient.backwards
 
     def search(self, task: Task) -> Attempt:
@@ -89,7 +93,7 @@ class DeepFool(Attack):
         ahead = book.clean.gather(1, task.y[:, None]) - book.clean.gather(1, goals)
         least = (self.overshoot * ahead.abs()).clamp_min(1e-6 * book.clean.abs().amax())
         change = x - x0
-        for _ in range(self.steps):
+        for step in range(self.steps):
             result, leads, slope = slopes(book, self.gradient, x, rows, goals[rows], stream)
             distance = threat.distance(x, x0)
             won = book.offer(rows, x, distance, result, relaxed)
@@ -100,12 +104,15 @@ class DeepFool(Attack):
                 if not len(rows):
                     return
             need = torch.maximum(-leads, least[rows])  # a mean that is ahead and loses the vote has to go on
+            if step == 0:
+                whole, _ = shortest(threat, x, slope, need)
+                book.look(rows, torch.add(x, whole, alpha=1 + self.overshoot).clamp_(0, 1))
             change += shortest(threat, x, slope, PART * need)[0]
             x = torch.add(x0, change, alpha=1 + self.overshoot).clamp_(0, 1)
         book.look(rows, x)
 
     def _correct(self, book: Book, rows: Tensor, stream: Stream) -> None:
-        """The nearest points, to the originals, of the boundaries linearised at the finds and then at these points."""
+        """The nearest points, to the originals, of the boundaries linearised at the finds and then at those."""
         x0, x, threat = book.task.x[rows], book.ledger.found[rows], book.threat
         stream, relaxed = stream.subset(rows), getattr(self.gradient, "relaxed", None) is not None
         for _ in range(CORRECTIONS if len(rows) else 0):
