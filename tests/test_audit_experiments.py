@@ -135,5 +135,8 @@ def test_the_active_test_is_part_of_an_audit_that_asks_for_it(noisy):
 def test_frozen_noise_is_part_of_every_audit_of_a_random_model(noisy):
     x, y = examples(20)
     result = audit(noisy, x, y, Linf(0.1), effort=SMALL, show_progress=False)
-    assert len(result.probes["frozen"]["right"]["1"]) == 20
+    facts = result.probes["frozen"]
+    assert facts["examples"] == 20
+    assert all(0 <= facts[f"accuracy, noise from {n} known"] <= 1 for n in (1, 2, 8))
+    assert "right" not in facts  # rows of examples are for the checks, not for the page
     assert "frozen" not in audit(Base().eval(), x, y, Linf(0.1), effort=SMALL, show_progress=False).probes

@@ -4,6 +4,7 @@ active test, the threshold baseline. Each gives plain facts, which the checks ju
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,19 @@ def experiments(
     if baseline is not None:
         facts["baseline"] = baseline_facts(baseline, source.images, source.labels, threat, effort, **options)
     return {key: value for key, value in facts.items() if value}
+
+
+def shown(probes: dict[str, Any]) -> dict[str, Any]:
+    """The probes as the audit keeps them: where checks compare example by example, their mean."""
+    table = dict(probes)
+    if "frozen" in table:
+        right = table["frozen"]["right"]
+        means = {f"accuracy, noise from {n} known": float(np.mean(rows)) for n, rows in right.items()}
+        table["frozen"] = {"attack": table["frozen"]["attack"], "examples": len(right["1"])} | means
+    if "baseline" in table:
+        facts = {key: value for key, value in table["baseline"].items() if key != "right"}
+        table["baseline"] = facts | {"worst": float(np.mean(table["baseline"]["right"]))}
+    return table
 
 
 def _first(source: Source, count: int, device: str) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from stochade.audit import claims, plan
 from stochade.audit.adaptive import adaptive_attacks, expected_winners, search_cost
 from stochade.audit.baseline import Baseline, check_baseline, transfer_attack
 from stochade.audit.checks import Evidence, run_checks
-from stochade.audit.experiments import experiments
+from stochade.audit.experiments import experiments, shown
 from stochade.audit.probes import probe_model
 from stochade.audit.result import Audit
 from stochade.describe import digest, fingerprint_model
@@ -153,7 +153,9 @@ def audit(
     settings |= {"eight_bit": True} if eight_bit else {}
     settings |= {} if planted is None else {"planted": planted}
     call = claims.repeat_call(threat, effort, claim, told, settings, baseline is not None)
-    result = Audit(records, findings, info, name, claim, second.curves, probes, request, log, told, command or call)
+    result = Audit(
+        records, findings, info, name, claim, second.curves, shown(probes), request, log, told, command or call
+    )
     if out is not None:
         records.folder = None
         result.save(out)

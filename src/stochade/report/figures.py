@@ -1,6 +1,8 @@
 """The plots of a report as plain plotly.js dictionaries, each with the data table that says the same."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -181,7 +183,14 @@ def probes(measured: dict) -> tuple[list[Figure], dict]:
         if values is not None:
             figures.append(_histogram(str(name), values))
             rest.pop(name, None)
-    return figures, rest
+    return figures, _rounded(rest)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four digits, inside dictionaries too; the exact ones stand in audit.json."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 _SHARES = {
