@@ -2,16 +2,17 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from scipy.special import expit, logit
-from scipy.stats import chisquare, kstest
+from scipy.stats import chisquare, entropy, ks_2samp, kstest
 
 from stochade.errors import ModelError, UsageError
 from stochade.nn import LWTA, Discrete, backward_as, forward_as, scope_of
-from stochade.nn.sampling import gumbel_like
+from stochade.nn.sampling import gumbel_like, logistic_like
 
 
 @jaxtyped(typechecker=beartype)
@@ -33,6 +34,14 @@ def softmax_of_blocks(a, units, temperature):
     return out
 
 
+def noisy_scores(blocks):
+    """Scores whose softmax is a draw: of two units only the difference counts, and its noise is logistic."""
+    if blocks.shape[2] != 2:
+        return blocks + gumbel_like(blocks)
+    lead = blocks[:, :, 0] - blocks[:, :, 1] + logistic_like(blocks[:, :, 0])
+    return torch.stack((lead, torch.zeros_like(lead)), 2)
+
+
 def gradient(layer, a, weights, seed=1):
     torch.manual_seed(seed)
     leaf = a.detach().clone().requires_grad_()
@@ -52,15 +61,56 @@ def test_hard_winners_follow_the_softmax(units):
     assert chisquare((out != 0).sum(0).tolist(), (n * torch.softmax(a.double(), 0)).tolist()).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize(("training", "temperature"), [(True, 0.67), (False, 0.25)])
-def test_two_units_share_by_the_binary_concrete_law(training, temperature):
+def test_two_units_share_by_the_binary_concrete_law(training, temperature, recorded):
     """P(share of the first <= t) = sigmoid(temperature logit t - (a1 - a2)); Kolmogorov-Smirnov at 1e-6."""
     torch.manual_seed(0)
     a = torch.tensor([1.2, 0.5], dtype=torch.float64)
-    out = LWTA(2, 0.67, 0.25).train(training)(a.expand(20000, 2))
+    out = LWTA(2, 0.67, 0.25).train(training)(a.expand(20000, 2).clone().requires_grad_(recorded)).detach()
     share = out[:, 0] / a[0]
     torch.testing.assert_close(share + out[:, 1] / a[1], torch.ones_like(share))
     assert kstest(share.numpy(), lambda t: expit(temperature * logit(t) - 0.7)).pvalue > 1e-6
+
+
+def test_logistic_noise_is_the_difference_of_two_gumbels():
+    """Softmax over two units sees the difference of their Gumbel variables alone, whose law is the logistic one; both
+    ways of drawing it against the distribution function and each other, Kolmogorov-Smirnov at 1e-6."""
+    torch.manual_seed(0)
+    x = torch.empty(50000, dtype=torch.float64)
+    drawn, difference = logistic_like(x), gumbel_like(x) - gumbel_like(x)
+    assert kstest(drawn.numpy(), expit).pvalue > 1e-6
+    assert kstest(difference.numpy(), expit).pvalue > 1e-6
+    assert ks_2samp(drawn.numpy(), difference.numpy()).pvalue > 1e-6
+    assert torch.isfinite(logistic_like(torch.empty(2**22))).all()
+
+
+@pytest.mark.parametrize("shape", [(50, 6), (5, 4, 3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_draws_have_the_same_bits_with_and_without_a_record(shape, dtype):
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for layer in (LWTA().eval(), LWTA().train()):
+        torch.manual_seed(1)
+        plain = layer(a)
+        assert torch.equal(gradient(layer, a, torch.ones(shape).to(dtype))[0], plain)
+        torch.manual_seed(1)
+        assert torch.equal(layer(a.transpose(0, -1).contiguous().transpose(0, -1)), plain)  # any memory layout
+
+
+@pytest.mark.parametrize("units", [2, 3])
+def test_divergence_of_winners_by_enumeration(units):
+    """KL(softmax(a) || uniform), one block at a time; 0 for equal units, log U for a sure winner."""
+    torch.manual_seed(0)
+    a, layer = torch.randn(4, 2 * units, 3).double(), LWTA(units)
+    found = layer.kl(a)
+    assert found.shape == (4, 2, 3)
+    for n, b, i in ((n, b, i) for n in range(4) for b in range(2) for i in range(3)):
+        block = a[n, b * units : (b + 1) * units, i]
+        q = (block.exp() / block.exp().sum()).tolist()
+        assert found[n, b, i].item() == pytest.approx(entropy(q, [1 / units] * units), rel=1e-9)
+    assert layer.kl(torch.ones(1, units)).abs().max() < 1e-6
+    sure = torch.tensor([[1000.0, *[0.0] * (units - 1)]])
+    assert layer.kl(sure).item() == pytest.approx(np.log(units))
 
 
 def test_evaluation_is_soft_at_the_test_temperature_and_nearly_hard():
@@ -115,16 +165,17 @@ def test_deterministic_winner_by_brute_force():
     assert "warm" not in layer.substitutes
 
 
+@pytest.mark.parametrize("units", [2, 4])
 @pytest.mark.parametrize("training", [True, False])
-def test_own_backward_is_the_derivative_of_its_own_draw(training):
+def test_own_backward_is_the_derivative_of_its_own_draw(training, units):
     torch.manual_seed(0)
     a, weights = torch.randn(6, 4, 3, 3).double(), torch.rand(6, 4, 3, 3).double()
-    layer = LWTA(2, 0.67, 0.3).train(training)
+    layer = LWTA(units, 0.67, 0.3).train(training)
     out, g = gradient(layer, a, weights)
     torch.manual_seed(1)
     leaf = a.clone().requires_grad_()
-    blocks = leaf.unflatten(1, (2, 2))
-    reference = blocks * torch.softmax((blocks + gumbel_like(blocks)) / (0.67 if training else 0.3), 2)
+    blocks = leaf.unflatten(1, (-1, units))
+    reference = blocks * torch.softmax(noisy_scores(blocks) / (0.67 if training else 0.3), 2)
     torch.testing.assert_close(out, reference.flatten(1, 2))
     torch.testing.assert_close(g, torch.autograd.grad((reference.flatten(1, 2) * weights).sum(), leaf)[0])
 
@@ -142,15 +193,15 @@ def test_warm_backward_takes_the_noise_of_the_forward(hard):
     torch.manual_seed(1)
     leaf = a.clone().requires_grad_()
     blocks = leaf.unflatten(1, (2, 2))
-    noise = gumbel_like(blocks)
-    xi, s = torch.softmax((blocks + noise) / 0.01, 2).detach(), torch.softmax((blocks + noise) / 0.67, 2)
+    scores = noisy_scores(blocks)
+    xi, s = torch.softmax(scores / 0.01, 2).detach(), torch.softmax(scores / 0.67, 2)
     if hard:
         xi = (xi == xi.amax(2, keepdim=True)).double()
     reference = (blocks * (xi + s - s.detach())).flatten(1, 2)
     torch.testing.assert_close(g, torch.autograd.grad((reference * weights).sum(), leaf)[0])
     if hard:  # its own backward is the same at the test temperature
         _, own = gradient(layer, a, weights)
-        cold = torch.softmax((blocks + noise) / 0.01, 2)
+        cold = torch.softmax(scores / 0.01, 2)
         reference = (blocks * (xi + cold - cold.detach())).flatten(1, 2)
         torch.testing.assert_close(own, torch.autograd.grad((reference * weights).sum(), leaf)[0])
 

@@ -14,17 +14,43 @@ from torch import Tensor
 
 from stochade.errors import ModelError, UsageError
 from stochade.nn.discrete import Discrete, Surrogate
-from stochade.nn.sampling import gumbel_like
+from stochade.nn.sampling import gumbel_like, logistic_like
 
 
 def _blocks(x: Tensor, units: int) -> Tensor:
     return x.unflatten(1, (-1, units))
 
 
+def _noise(x: Tensor, units: int) -> Tensor:
+    """The noise of one competition: a Gumbel variable for every unit, [N, C / units, units, ...]. Of two units only
+    the difference matters, which is logistic, [N, C / 2, ...]."""
+    blocks = _blocks(x, units)
+    return logistic_like(blocks[:, :, 0]) if units == 2 else gumbel_like(blocks)
+
+
 def _shares(x: Tensor, units: int, temperature: float, noise: Tensor | None = None) -> Tensor:
-    """Each unit's share of its block, [N, C / units, units, ...]: softmax((x + noise) / temperature)."""
+    """Each unit's share of its block, [N, C / units, units, ...]: softmax((x + Gumbel noise) / temperature)."""
     scores = _blocks(x, units)
-    return torch.softmax((scores if noise is None else scores + noise) / temperature, 2)
+    if noise is None:
+        return torch.softmax(scores / temperature, 2)
+    if units == 2:
+        share = ((noise + scores[:, :, 0] - scores[:, :, 1]) / temperature).sigmoid()
+        return torch.stack((share, 1 - share), 2)
+    return torch.softmax((scores + noise) / temperature, 2)
+
+
+def _pairs(x: Tensor, temperature: float) -> Tensor:
+    """A soft draw for blocks of two without a record for the backward: the bits of `_shares` in fewer passes."""
+    blocks = _blocks(x, 2)
+    first, second = blocks.unbind(2)
+    lead = logistic_like(first).add_(first).sub_(second)
+    share = lead.div_(temperature).sigmoid_()
+    if share.dtype != x.dtype:  # half precision: the noise is wide
+        return _applied(x, torch.stack((share, 1 - share), 2))
+    out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+    torch.mul(first, share, out=out[:, :, 0])
+    torch.mul(second, share.neg_().add_(1), out=out[:, :, 1])
+    return out.flatten(1, 2)
 
 
 def _winners(scores: Tensor) -> Tensor:
@@ -44,7 +70,7 @@ def soft_competition(x: Tensor, units: int, temperature: float = 1.0) -> Tensor:
 
 def drawn_competition(x: Tensor, units: int, temperature: float) -> Tensor:
     """`x` times a fresh Gumbel-softmax draw of its block."""
-    return _applied(x, _shares(x, units, temperature, gumbel_like(_blocks(x, units))))
+    return _applied(x, _shares(x, units, temperature, _noise(x, units)))
 
 
 def hard_competition(x: Tensor, units: int) -> Tensor:
@@ -64,8 +90,8 @@ class LWTA(Discrete):
     """Multiplies each unit by its share in a stochastic competition inside its block of adjacent channels.
 
     y = a * xi with xi ~ Gumbel-softmax(logits = a) over the `units` channels of a block, at every position on
-    its own. Training uses `temperature`, evaluation `test_temperature`, soft unless `hard`. The penalties of the
-    papers (KL, Indian buffet process) are losses and not part of the layer.
+    its own. Training uses `temperature`, evaluation `test_temperature`, soft unless `hard`. `kl` gives the
+    divergence that the evidence lower bound charges for the winners (`train.elbo`).
 
     Args:
         units: competitors per block, at least 2; must divide the channels.
@@ -122,7 +148,9 @@ class LWTA(Discrete):
 
     def _draw(self, x: Tensor, backward_temperature: float) -> Tensor:
         """One draw; the derivative is that of the same noise at `backward_temperature`."""
-        noise = gumbel_like(_blocks(x, self.units))
+        if self.units == 2 and not self.winner_takes_all and not (torch.is_grad_enabled() and x.requires_grad):
+            return _pairs(x, self._now)
+        noise = _noise(x, self.units)
         shares = _shares(x, self.units, self._now, noise)
         if self.winner_takes_all or backward_temperature != self._now:
             value = _winners(shares.detach()) if self.winner_takes_all else shares.detach()
@@ -130,6 +158,15 @@ class LWTA(Discrete):
                 shares = _shares(x, self.units, backward_temperature, noise)
             shares = value + (shares - shares.detach())
         return _applied(x, shares)
+
+    def kl(self, x: Tensor) -> Tensor:
+        """KL(q || uniform) of the winner of every block, q = softmax(a) over its units: [N, C / units, ...], in nats.
+
+        The closed form for the discrete winners, whatever the temperature: log(units) less the entropy of q. It
+        depends on the layer's input alone and leaves nothing behind.
+        """
+        log_q = torch.log_softmax(_blocks(x, self.units), 2)
+        return (log_q.exp() * (log_q + math.log(self.units))).sum(2)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1] % self.units:

@@ -25,3 +25,11 @@ def gumbel_like(x: Tensor) -> Tensor:
     u lies on a grid of 2^-24 (float32), so values above 16.7 do not occur (probability 6e-8).
     """
     return -uniform_like(x).clamp_(2**-25, 1 - 2**-24).log_().neg_().log_()
+
+
+def logistic_like(x: Tensor) -> Tensor:
+    """Standard logistic noise shaped like `x`, log u - log(1 - u), in the type of `uniform_like`; always finite.
+
+    It has the law of the difference of two independent Gumbel variables, at a quarter of their cost.
+    """
+    return uniform_like(x).logit_(2**-24)
