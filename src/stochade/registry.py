@@ -18,6 +18,7 @@ from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
+from stochade.models.reinforced import ReinforcedNet
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ MODELS: dict[str, Entry] = {
     "2cnn": Entry(CNN2, "two convolutions, dense 100, ReLU", _RELU),
     "2cnn-stochastic": Entry(CNN2, "two convolutions, dense 100 of stochastic binary units", _STOCHASTIC),
     "2cnn-deterministic": Entry(CNN2, "two convolutions, dense 100 of rounded binary units", _DETERMINISTIC),
+    "mlp-reinforce": Entry(ReinforcedNet, "dense 100 of units that learn by REINFORCE", {"channels": ()}),
+    "1cnn-reinforce": Entry(ReinforcedNet, "one convolution, units that learn by REINFORCE", {"channels": (32,)}),
+    "2cnn-reinforce": Entry(ReinforcedNet, "two convolutions, units that learn by REINFORCE", {"channels": (32, 64)}),
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
     "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
     "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),

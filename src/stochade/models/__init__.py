@@ -5,6 +5,7 @@ from stochade.models.encoded import Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
+from stochade.models.reinforced import ReinforcedNet
 
 __all__ = [
     "CNN1",
@@ -21,5 +22,6 @@ __all__ = [
     "MaskedCNN",
     "NoisyInput",
     "QuantisedInput",
+    "ReinforcedNet",
     "rate_coded",
 ]

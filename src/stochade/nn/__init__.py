@@ -10,6 +10,7 @@ from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_p
 from stochade.nn.noise import GaussianNoise
 from stochade.nn.pruning import SAP
 from stochade.nn.quantise import Quantise
+from stochade.nn.reinforce import ReinforceBinary
 
 __all__ = [
     "KWTA",
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedLinear",
     "Quantise",
     "RandomMask",
+    "ReinforceBinary",
     "Sign",
     "StochasticBinary",
     "Surrogate",
