@@ -472,4 +472,4 @@ def test_progress_is_told_and_can_be_turned_off(monkeypatch, capfd):
     run(small(), epochs=1, progress=False)
     assert capfd.readouterr() == ("", "")
     run(small(), epochs=1, progress=True)
-    assert "training: 100 %" in capfd.readouterr().err
+    assert "training: 25 %" in capfd.readouterr().err

@@ -2,17 +2,28 @@
 
 from stochade.train.checks import LabelledImages
 from stochade.train.loop import History, train
-from stochade.train.objectives import Adversarial, Standard, TrainingObjective, adversarial, standard
+from stochade.train.objectives import Adversarial, Measured, Standard, TrainingObjective, adversarial, standard
+from stochade.train.optimizers import optimizer_named
+from stochade.train.penalties import Penalised
+from stochade.train.schedules import Constant, Cosine, Halving, Steps, parse_schedule
 from stochade.train.state import Epoch
 
 __all__ = [
     "Adversarial",
+    "Constant",
+    "Cosine",
     "Epoch",
+    "Halving",
     "History",
     "LabelledImages",
+    "Measured",
+    "Penalised",
     "Standard",
+    "Steps",
     "TrainingObjective",
     "adversarial",
+    "optimizer_named",
+    "parse_schedule",
     "standard",
     "train",
 ]

@@ -1,28 +1,27 @@
 """Training: one loop for every network, selected on validation images only, that a kill does not undo."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from stochade import checkpoint
-from stochade.errors import ModelError
+from stochade.errors import BudgetError, UsageError
 from stochade.nn import slope_annealing
-from stochade.nn.binary import _SlopedUnit
 from stochade.progress import progress as show_progress
-from stochade.randomness import forked, seed_for
-from stochade.train.checks import LabelledImages, check, checked_labels, probe
+from stochade.randomness import forked
+from stochade.train.checks import LabelledImages, check, probe
+from stochade.train.epoch import EpochRunner, batches_of
 from stochade.train.fabric import make_fabric, quiet
 from stochade.train.objectives import Standard, TrainingObjective
+from stochade.train.optimizers import parameter_groups
+from stochade.train.schedules import Constant
 from stochade.train.settings import fingerprint_of, named
 from stochade.train.state import Epoch, Progress, load_state, save_state
+from stochade.train.telling import Board, LiveLine, board_writer
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,13 @@ class History:
         epochs: every epoch, those before an interruption included.
         best: the epoch with the highest validation accuracy (then the lowest loss, then the earliest).
         resumed_from: how many epochs were taken over from an earlier run of the same settings.
+        stopped_early: whether `patience` ended the run before its last epoch.
     """
 
     epochs: Sequence[Epoch]
     best: int
     resumed_from: int = 0
+    stopped_early: bool = False
 
     @property
     def best_accuracy(self) -> float:
@@ -61,13 +62,16 @@ def train(
     progress: bool = True,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     slope: Callable[[int], float] | None = slope_annealing,
+    schedule: Callable[[int], float] | None = None,
+    patience: int | None = None,
+    tensorboard: bool = False,
 ) -> History:
     """Train in place: afterwards the model holds the weights of its best epoch on the validation images.
 
     What is drawn follows from `seed` alone (the initial weights are the caller's); modes, gradients, device and
     the global generators are as they were before. A run stopped at any moment goes on from its last whole epoch
     when called again with the same `out` and settings, and ends with the same bits as one that was never
-    stopped; more `epochs` prolong it.
+    stopped; more `epochs`, or more `patience`, prolong it.
 
     Args:
         model: images [N,C,H,W] in [0,1] -> logits [N,K].
@@ -82,18 +86,30 @@ def train(
         precision: None or "32-true", "16-mixed", "bf16-mixed" (Lightning Fabric's names). The loss scale of
             "16-mixed" starts anew when a run is resumed, so there the bits may differ.
         progress: on standard error.
-        optimizer: called as `optimizer(parameters, lr=lr)`.
+        optimizer: called as `optimizer(parameters, lr=lr)`; `optimizer_named` makes the usual ones. Parameters come
+            in groups where modules have `parameter_options` (see `stochade.train.optimizers`).
         slope: epoch -> slope for binary units with `anneal`; None leaves slopes alone.
+        schedule: epoch -> factor of the learning rate, one of `stochade.train.schedules`; None keeps it constant.
+        patience: stop after so many epochs without a better one on the validation images; None: never.
+        tensorboard: write `out`/tensorboard as well (needs stochade[tensorboard]).
 
     Raises:
-        BudgetError: numbers of epochs, images per batch or a learning rate that make no sense.
+        BudgetError: numbers of epochs, images per batch, a patience or a learning rate that make no sense.
+        UsageError: a device or precision that is not there, or tensorboard without `out` or not installed.
         DataError: no images. ModelError: no parameters to train, images that the model cannot take, or a loss
             that is not finite.
         LogitsError: outputs that are no logits [N,K]. LabelsError: labels that are not in [0, K).
         CheckpointError: `out` holds a run with other settings, or a damaged one.
     """
     objective = Standard() if objective is None else objective
+    schedule = Constant() if schedule is None else schedule
     check(model, train_images, validation_images, epochs, batch, lr)
+    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int) or patience < 1):
+        raise BudgetError("a patience of at least one epoch, or None", repr(patience))
+    if tensorboard:
+        if out is None:
+            raise UsageError("out= for tensorboard", "None", "TensorBoard's files go into that folder")
+        board_writer()
     classes = probe(model, train_images)
     folder = None if out is None else Path(out)
     modes = [(module, module.training) for module in model.modules()]
@@ -109,30 +125,43 @@ def train(
         "objective": named(objective),
         "optimizer": named(optimizer),
         "slope": named(slope),
+        "schedule": named(schedule),
         "precision": precision or "32-true",
         "data": [fingerprint_of(train_images), fingerprint_of(validation_images)],
     }
     try:
         with quiet(), forked():
             fabric = make_fabric(device, precision)
-            trainable = [p for p in model.parameters() if p.requires_grad]
             model.to(fabric.device)
-            made = optimizer(trainable, lr=lr)
+            made = optimizer(parameter_groups(model, lr), lr=lr)
+            rates = [group["lr"] for group in made.param_groups]
             state = (None if folder is None else load_state(folder, model, made, settings)) or Progress([], None, {})
             resumed = len(state.epochs)
             forward, stepper = fabric.setup(model, made)
-            run = _Run(fabric, model, forward, stepper, objective, seed, batch, slope, classes)
-            with show_progress("training", epochs, progress, min(resumed, epochs)) as tick:
+            board = Board(folder / "tensorboard", state.epochs) if tensorboard and folder is not None else None
+            steps = batches_of(len(train_images), batch)
+            with show_progress("training", epochs * steps, progress, min(resumed, epochs) * steps) as tick:
+                line = LiveLine(tick, epochs, steps)
+                run = EpochRunner(
+                    fabric, model, forward, stepper, objective, seed, batch, slope, schedule, rates, lr, classes, line
+                )
                 for epoch in range(resumed, epochs):
-                    told = run.epoch(epoch, train_images, validation_images)
+                    if _impatient(state, patience):
+                        break
+                    told = run(epoch, train_images, validation_images)
                     if not state.epochs or _rank(told) > _rank(state.epochs[state.best or 0]):
                         state.best, state.best_tensors = epoch, checkpoint.tensors_of(model)
                     state.epochs.append(told)
                     if folder is not None:
                         save_state(folder, model, made, state, settings)
-                    tick(1, f"validation {100 * told.validation_accuracy:.1f} %")
+                    if board is not None:
+                        board.epoch(told)
+                    line.epoch(told, state.epochs[state.best or 0].validation_accuracy)
+            if board is not None:
+                board.close()
             checkpoint.load_into(model, state.best_tensors)
-            history = History(tuple(state.epochs), state.best or 0, resumed)
+            stopped = len(state.epochs) < epochs
+            history = History(tuple(state.epochs), state.best or 0, resumed, stopped)
             if folder is not None and isinstance(getattr(model, "description", None), dict):
                 facts = {k: v for k, v in settings.items() if k != "model"}
                 facts |= {"epochs": len(history.epochs), "best_epoch": history.best}
@@ -148,75 +177,8 @@ def train(
     return history
 
 
-@dataclass
-class _Run:
-    fabric: Any
-    model: nn.Module
-    forward: Any
-    optimizer: Any
-    objective: TrainingObjective
-    seed: int
-    batch: int
-    slope: Callable[[int], float] | None
-    classes: int
-
-    def epoch(self, epoch: int, train_images: LabelledImages, validation_images: LabelledImages) -> Epoch:
-        started = time.perf_counter()
-        slope = self._anneal(epoch)
-        with forked(seed_for(self.seed, "epoch", epoch)):
-            loss, accuracy = self._fit(epoch, train_images)
-        # The same draws in every epoch: a lucky draw of noise then favours all epochs alike.
-        with forked(seed_for(self.seed, "validation")):
-            validation_loss, validation_accuracy = self._validate(validation_images)
-        seconds = time.perf_counter() - started
-        return Epoch(epoch, loss, accuracy, validation_loss, validation_accuracy, slope, seconds)
-
-    def _anneal(self, epoch: int) -> float | None:
-        units = [m for m in self.model.modules() if isinstance(m, _SlopedUnit) and m.anneal]
-        if self.slope is None or not units:
-            return None
-        for unit in units:
-            unit.set_slope(self.slope(epoch))
-        return units[0].slope
-
-    def _to_device(self, pair: tuple[Tensor, Any]) -> tuple[Tensor, Tensor]:
-        x, y = pair[0], checked_labels(pair[1], self.classes)  # checked here: on an accelerator they end the process
-        return x.to(self.fabric.device), y.to(self.fabric.device)
-
-    def _fit(self, epoch: int, images: LabelledImages) -> tuple[float, float]:
-        order = np.random.default_rng(seed_for(self.seed, "order", epoch)).permutation(len(images))
-        self.model.train()
-        losses: list[Tensor] = []  # kept on the device: reading one would wait for it
-        hits: list[Tensor] = []
-        seen = 0
-        for number, start in enumerate(range(0, len(order), self.batch)):
-            index = order[start : start + self.batch]
-            if len(index) == 1 and start > 0:
-                break
-            x, y = self._to_device(images[index])
-            seed = seed_for(self.seed, "attack", epoch, number)
-            loss, logits = self.objective(self.forward, x, y, model=self.model, seed=seed)
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss)
-            self.optimizer.step()
-            losses.append(loss.detach() * len(y))
-            hits.append((logits.detach().argmax(1) == y).sum())
-            seen += len(y)
-        total, right = (float(torch.stack(values).cpu().double().sum()) for values in (losses, hits))
-        if not math.isfinite(total):
-            raise ModelError("a finite training loss", f"{total} in epoch {epoch}", "lower the learning rate")
-        return total / seen, right / seen
-
-    @torch.no_grad()
-    def _validate(self, images: LabelledImages, chunk: int = 500) -> tuple[float, float]:
-        self.model.eval()
-        loss, right = 0.0, 0
-        for start in range(0, len(images), chunk):
-            x, y = self._to_device(images[start : start + chunk])
-            logits = self.forward(x).float()
-            loss += float(F.cross_entropy(logits, y, reduction="sum"))
-            right += int((logits.argmax(1) == y).sum())
-        return loss / len(images), right / len(images)
+def _impatient(state: Progress, patience: int | None) -> bool:
+    return patience is not None and state.best is not None and len(state.epochs) - 1 - state.best >= patience
 
 
 def _rank(epoch: Epoch) -> tuple[float, float]:

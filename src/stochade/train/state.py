@@ -8,7 +8,7 @@ the generators from (seed, epoch), so what it draws does not depend on what ran 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ STATE, METRICS = "state.safetensors", "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch as `metrics.jsonl` tells it. Accuracies are of one draw per image; losses are means per image."""
+    """One epoch as `metrics.jsonl` tells it. Accuracies are of one draw per image; losses are means per image.
+
+    `rate` is the learning rate; `terms` are the parts of the training loss that the objective names.
+    """
 
     epoch: int
     train_loss: float
@@ -36,6 +39,8 @@ class Epoch:
     validation_accuracy: float
     slope: float | None
     seconds: float
+    rate: float | None = None
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
