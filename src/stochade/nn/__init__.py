@@ -4,6 +4,7 @@ from stochade.nn import surrogates
 from stochade.nn.binary import DeterministicBinary, Sign, StochasticBinary, slope_annealing
 from stochade.nn.competition import KWTA, winners
 from stochade.nn.discrete import Discrete, Surrogate, backward_as, discrete_layers, forward_as, scope_of
+from stochade.nn.dropout import AlwaysDropout
 from stochade.nn.encoders import BernoulliRate, repeat_over_time
 from stochade.nn.lwta import LWTA
 from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_per_example, linear_per_example
@@ -11,11 +12,13 @@ from stochade.nn.noise import GaussianNoise
 from stochade.nn.pruning import SAP
 from stochade.nn.quantise import Quantise
 from stochade.nn.reinforce import ReinforceBinary
+from stochade.nn.standout import Standout
 
 __all__ = [
     "KWTA",
     "LWTA",
     "SAP",
+    "AlwaysDropout",
     "BernoulliRate",
     "DeterministicBinary",
     "Discrete",
@@ -26,6 +29,7 @@ __all__ = [
     "RandomMask",
     "ReinforceBinary",
     "Sign",
+    "Standout",
     "StochasticBinary",
     "Surrogate",
     "backward_as",
