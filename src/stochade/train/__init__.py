@@ -2,13 +2,16 @@
 
 from stochade.train.checks import LabelledImages
 from stochade.train.loop import History, train
+from stochade.train.mixture import Mixture
 from stochade.train.objectives import Adversarial, Measured, Standard, TrainingObjective, adversarial, standard
 from stochade.train.optimizers import optimizer_named
 from stochade.train.penalties import Penalised
 from stochade.train.schedules import Constant, Cosine, Halving, Steps, parse_schedule
+from stochade.train.setups import SETUPS, Setup, lab_report_mixture
 from stochade.train.state import Epoch
 
 __all__ = [
+    "SETUPS",
     "Adversarial",
     "Constant",
     "Cosine",
@@ -17,11 +20,14 @@ __all__ = [
     "History",
     "LabelledImages",
     "Measured",
+    "Mixture",
     "Penalised",
+    "Setup",
     "Standard",
     "Steps",
     "TrainingObjective",
     "adversarial",
+    "lab_report_mixture",
     "optimizer_named",
     "parse_schedule",
     "standard",

@@ -14,6 +14,8 @@ def named(thing: object) -> str:
     if isinstance(thing, partial):
         given = [*map(named, thing.args), *(f"{key}={named(value)}" for key, value in thing.keywords.items())]
         return f"{named(thing.func)}({', '.join(given)})"
+    if isinstance(thing, tuple | list):
+        return f"({', '.join(map(named, thing))})"
     qualified = getattr(thing, "__qualname__", None)
     if qualified is not None:
         return f"{getattr(thing, '__module__', '')}.{qualified}"
