@@ -54,6 +54,10 @@ def _with_default(option: str, attack: Any) -> str:
     return f"{option}={('no', 'yes')[value] if isinstance(value, bool) else value}"
 
 
+def _about(recipe: Any) -> str:
+    return f"{recipe.title} ({recipe.paper}, {recipe.place})"
+
+
 def listing() -> dict[str, dict[str, str]]:
     """Every attack, model, defence, certificate and recipe by the name that the command line takes."""
     from stochade import nn as layers
@@ -63,6 +67,7 @@ def listing() -> dict[str, dict[str, str]]:
     from stochade.audit import CHECKS, EFFORTS
     from stochade.data import KNOWN as KNOWN_DATA
     from stochade.models.known_answer import KNOWN
+    from stochade.recipes import catalogue
     from stochade.registry import MODELS
     from stochade.targets import BUILT_IN
 
@@ -88,7 +93,7 @@ def listing() -> dict[str, dict[str, str]]:
         },
         "checks": {name: _first_sentence(check) for name, check in CHECKS.items()},
         "certificates": {},
-        "recipes": {},
+        "recipes": {name: _about(catalogue.load(name)) for name in catalogue.names()},
         "data": {"digits": "scikit-learn digits, 8x8, bundled"}
         | dict.fromkeys(KNOWN_DATA, "download by name (stochade[download])"),
     }

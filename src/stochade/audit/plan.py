@@ -45,8 +45,8 @@ class Effort:
     """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
     and steps of the gradient-free attack, points of the random search, passes per example of the adaptive search (0:
     none) and how many examples it looks at, queries of the Square attack (0: none), whether restarts, a targeted
-    attack, one by labels alone and a minimum-norm attack on random models are made as well (`full`), and examples of
-    the active test (0: none)."""
+    attack, one by labels alone and a minimum-norm attack on random models are made as well (`full`), examples of
+    the active test (0: none), and whether accuracy over budget, steps and draws is measured (`curves`)."""
 
     steps: int
     draws: int
@@ -58,6 +58,7 @@ class Effort:
     queries: int = 50
     full: bool = False
     planted: int = 0
+    curves: bool = True
 
 
 EFFORTS = {

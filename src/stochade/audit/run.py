@@ -138,7 +138,11 @@ def audit(
     )
     pixels = x[0].numel()
     own = first.get(plan.OWN_MARGIN)
-    second = plan.curve_attacks(best, first[best], own, threat, pixels, _random(probes))
+    second = (
+        plan.curve_attacks(best, first[best], own, threat, pixels, _random(probes))
+        if strength.curves
+        else plan.Curves({}, {})
+    )
     records = searched
     if second.attacks:
         curves = evaluate(
@@ -231,8 +235,9 @@ def expected_cost(
     first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
     name = plan.OWN_MARGIN if plan.OWN_MARGIN in first else plan.EVOLUTION
     second = plan.curve_attacks(name, first[name], first.get(plan.OWN_MARGIN), threat, x[0].numel(), _random(probes))
+    curves = second.attacks if strength.curves else {}
     third = expected_winners(threat, strength, _random(probes)) if strength.search else {}
-    cost = expected_seconds(model, images, labels, first | second.attacks | third, draws)
+    cost = expected_seconds(model, images, labels, first | curves | third, draws)
     searching = search_cost(strength, len(source)) // (2 * len(source))  # half forwards, half backwards
     share = 3 * searching / max(1, cost["forwards"] + 2 * cost["backwards"])
     return {

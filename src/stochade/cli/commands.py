@@ -9,6 +9,7 @@ from tyro.conf import Positional, PositionalMetavarFromFieldName
 from stochade.cli import common
 from stochade.cli.attack import Attack
 from stochade.cli.audit import Audit
+from stochade.cli.reproduce import Reproduce
 from stochade.cli.transfer import Transfer
 from stochade.errors import UsageError
 
@@ -228,5 +229,5 @@ class Doctor:
 
 COMMANDS = {
     "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
-    "diff": Diff, "ls": Ls, "doctor": Doctor,
+    "reproduce": Reproduce, "diff": Diff, "ls": Ls, "doctor": Doctor,
 }  # fmt: skip

@@ -1,0 +1,61 @@
+"""`stochade reproduce`: a table or figure of a paper, with the paper's numbers, ours and the adaptive ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+from stochade.cli import common
+
+
+@dataclass
+class Reproduce:
+    """Train, attack and audit what a table or figure of a paper is about; ends with the paper's table beside our
+    numbers, and a page with its figures. `stochade ls recipes` lists the recipes.
+
+    Examples:
+
+    stochade reproduce kubo2019-binarised-mlp --scale smoke
+
+    stochade reproduce kubo2019-fgsm --scale small --workers 2
+
+    stochade reproduce my-recipe.toml --data mnist --seeds 3
+    """
+
+    recipe: Annotated[str, Positional, PositionalMetavarFromFieldName]
+    """A recipe by name, or a .toml file."""
+    scale: str = "small"
+    """smoke (seconds, bundled digits), small (minutes on two cores) or paper (the paper's own setting)."""
+    data: str | None = None
+    """Other images: a name or a folder. Default: the scale's."""
+    seeds: int | None = None
+    """Networks trained from scratch per row. Default: the scale's."""
+    rows: tuple[str, ...] = ()
+    """Only these rows, by name."""
+    out: Path = Path("runs/reproduce")
+    """Folder for networks, records, audits and the page; an interrupted run is taken up again."""
+    seed: int = 0
+    """Everything random follows from it."""
+    workers: int = 0
+    """Worker processes; 0 runs in this one."""
+    device: str = "cpu"
+    """Where the networks run: cpu, cuda, cuda:1, mps."""
+    quiet: bool = False
+    """No progress."""
+
+    def run(self) -> None:
+        from stochade.errors import UsageError
+        from stochade.recipes import page, reproduce, tables
+
+        for name, least in (("seed", 0), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} of at least {least}", str(getattr(self, name)))
+        common.check_device(self.device)
+        found = reproduce(
+            self.recipe, self.scale, out=self.out, data=self.data, seed=self.seed, seeds=self.seeds,
+            only=list(self.rows), workers=self.workers, device=self.device, show_progress=not self.quiet,
+        )  # fmt: skip
+        place = page.save(found, self.out / f"{found.recipe.name}-{self.scale}")
+        print(tables.text(found))
+        print(f"page: {place}")

@@ -1,0 +1,102 @@
+"""The networks of a recipe, trained or taken up again. Equal settings share one folder across recipes."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stochade import checkpoint
+from stochade.data import Images
+from stochade.describe import digest
+from stochade.randomness import forked, seed_for
+from stochade.recipes.schema import Network, Recipe, Scale, Training
+from stochade.registry import build
+from stochade.train import train
+from stochade.train.settings import fingerprint_of
+
+
+@dataclass
+class Trained:
+    """A network of a recipe, ready to be attacked.
+
+    Attributes:
+        name: of the row. seed: of its weights and training.
+        model: in evaluation mode.
+        facts: epochs, best epoch, validation accuracy.
+    """
+
+    name: str
+    seed: int
+    model: nn.Module
+    facts: dict[str, Any]
+
+
+def settings_of(network: Network, scale: Scale, name: str) -> tuple[dict[str, Any], Training]:
+    """(options of the model, its training) at a scale."""
+    change = getattr(network, name)
+    told = {key: value for key in ("epochs", "batch", "lr") if (value := getattr(change, key)) is not None}
+    training = network.training.model_copy(update=told)
+    if scale.epochs is not None:
+        training = training.model_copy(update={"epochs": min(training.epochs, scale.epochs)})
+    return network.options | change.options, training
+
+
+def trained(
+    recipe: Recipe,
+    scale_name: str,
+    seed: int,
+    images: Images,
+    validation: Images,
+    folder: Path,
+    only: Collection[str],
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+    show_progress: bool = True,
+) -> Iterator[Trained]:
+    """The networks of a recipe one after the other, in its order; finished ones are taken up without training.
+
+    Args:
+        seed: of weights and training.
+        folder: where networks are kept; one subfolder for each combination of model, options, training, data and
+            seed, so that recipes share them.
+        only: the rows that are wanted; those that they start from come too.
+        say: told what is being trained.
+    """
+    scale, done = recipe.scale[scale_name], dict[str, Trained]()
+    wanted = set(only) | {n.before for n in recipe.network if n.name in only}
+    for network in (n for n in recipe.network if n.name in wanted):
+        options, training = settings_of(network, scale, scale_name)
+        with forked(seed_for(seed, "initial weights", network.model)):
+            model = build(network.model, images.shape[1:], images.num_classes, **options)
+        if network.before:
+            source = done[network.before]
+            checkpoint.load_into(model, checkpoint.tensors_of(source.model))
+            made = Trained(network.name, seed, model.eval(), source.facts)
+        else:
+            about = [model.description, training.model_dump(), fingerprint_of(images), len(validation), seed]
+            say(f"training {network.name}, seed {seed}")
+            place = folder / digest(about)[:16]
+            made = _one(network.name, seed, model, training, images, validation, place, device, show_progress)
+        done[network.name] = made
+        yield made
+
+
+def _one(
+    name: str, seed: int, model: nn.Module, training: Training, images: Images, validation: Images, folder: Path,
+    device: str, show_progress: bool,
+) -> Trained:  # fmt: skip
+    """A finished run is taken up with no epoch left to train."""
+    history = train(
+        model, images, validation, epochs=training.epochs, batch=training.batch, lr=training.lr, seed=seed,
+        out=folder, device=device, progress=show_progress, **parts_of(training),
+    )  # fmt: skip
+    facts = {"epochs": len(history.epochs), "best": history.best, "validation": history.best_accuracy}
+    return Trained(name, seed, model.eval(), facts)
+
+
+def parts_of(training: Training) -> dict[str, Any]:
+    """The options of `train` that a recipe's training stands for."""
+    return {}

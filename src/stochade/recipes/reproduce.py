@@ -1,0 +1,185 @@
+"""Runs a recipe: trains its networks, attacks them as the paper does, audits them, and puts the three numbers of
+every row side by side."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stochade import data as images_of
+from stochade.attacks.registry import parse_attack
+from stochade.audit import audit
+from stochade.audit.plan import EFFORTS, Effort
+from stochade.audit.result import Audit
+from stochade.data import Images
+from stochade.describe import provenance
+from stochade.errors import UsageError
+from stochade.evaluate import evaluate
+from stochade.evaluate.records import CLEAN, Records
+from stochade.evaluate.store import slug
+from stochade.evaluate.transfer import TransferMatrix, transfer_matrix
+from stochade.recipes import catalogue
+from stochade.recipes.networks import Trained, trained
+from stochade.recipes.result import Reproduction, Row, budgets_of, named, pooled
+from stochade.recipes.schema import NORMS, SCALES, Recipe, Scale
+
+EFFORT = {
+    "smoke": Effort(
+        steps=5, draws=2, pairs=3, evolution_steps=3, samples=5, queries=10, curves=False
+    ),
+    "small": Effort(
+        steps=40, draws=5, pairs=25, evolution_steps=20, samples=20, search=1500, searched=24, queries=200,
+        curves=False,
+    ),
+} | EFFORTS  # fmt: skip
+
+
+def reproduce(
+    recipe: str | Path | Recipe,
+    scale: str = "small",
+    *,
+    out: str | Path | None = None,
+    data: str | None = None,
+    seed: int = 0,
+    seeds: int | None = None,
+    only: list[str] | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    show_progress: bool = True,
+) -> Reproduction:
+    """Train, attack and audit what a recipe names; resumable with the same `out`.
+
+    Args:
+        recipe: a name (`stochade ls recipes`), a `.toml` file, or a Recipe.
+        scale: "smoke" (seconds, digits), "small" (minutes) or "paper" (the paper's own setting).
+        out: folder for networks, records and audits; default runs/reproduce.
+        data: other images than the scale's: a name or a path.
+        seed: of everything; networks of further seeds use seed + 1, seed + 2, ...
+        seeds: networks per row, in place of the scale's number.
+        only: names of rows; others are left out (their published numbers stay).
+        workers, device, show_progress: as for `evaluate`.
+
+    Raises:
+        UsageError: an unknown recipe, scale or row, or one that is not there at this scale.
+        DataError: images that are missing or of another kind.
+    """
+    found = recipe if isinstance(recipe, Recipe) else catalogue.load(recipe)
+    if scale not in SCALES or scale not in found.scale:
+        raise UsageError(f"a scale of {found.name}: {', '.join(found.scale)}", repr(scale))
+    settings = found.scale[scale]
+    count = settings.seeds if seeds is None else seeds
+    if not isinstance(count, int) or count < 1:
+        raise UsageError("at least one seed", repr(seeds))
+    if only:
+        unknown = [name for name in only if name not in [n.name for n in found.network]]
+        if unknown:
+            raise UsageError(f"rows of {found.name}: {', '.join(n.name for n in found.network)}", repr(unknown[0]))
+    root = Path("runs/reproduce") if out is None else Path(out)
+    source = data or settings.data
+    train_set = _some(images_of.load(source, "train"), settings.train)
+    validation = _some(images_of.load(source, "validation"), max(50, settings.train // 5) if settings.train else 0)
+    test = _some(images_of.load(source, "test"), settings.test)
+    place = root / f"{found.name}-{scale}"
+    options: dict[str, Any] = {"workers": workers, "device": device, "show_progress": show_progress, "seed": seed}
+    rows = {n.name: Row(n.name) for n in found.network if not only or n.name in only}
+    parts: dict[str, list[dict[str, Records]]] = {name: [] for name in rows}
+    first: dict[str, Trained] = {}
+
+    def say(text: str) -> None:
+        if show_progress:
+            print(f"{found.name}: {text}", file=sys.stderr, flush=True)
+
+    for s in range(seed, seed + count):
+        for net in trained(
+            found, scale, s, train_set, validation, root / "networks", rows, device=device, say=say,
+            show_progress=show_progress,
+        ):  # fmt: skip
+            first.setdefault(net.name, net)
+            if net.name not in rows:
+                continue  # only there because another row starts from it
+            row, folder = rows[net.name], place / f"{slug(net.name)}-{s}"
+            row.facts.append(net.facts)
+            say(f"attacking {net.name}, seed {s}")
+            parts[net.name].append(_attacked(found, settings, net, test, train_set, folder, options))
+            if _audits(found, settings, net.name):
+                say(f"auditing {net.name}, seed {s}")
+                row.audits.append(_audit(found, settings, net, test, folder / "audit", options))
+    for name, row in rows.items():
+        _score(row, parts[name])
+    matrix = _transfer(found, settings, first, rows, test, place / "transfer", options)
+    facts = {
+        "train": len(train_set), "validation": len(validation), "test": len(test), "seeds": count, "seed": seed,
+        "draws": settings.draws, "effort": settings.effort, "provenance": provenance(),
+        "command": f"stochade reproduce {found.name} --scale {scale}" + (f" --seeds {seeds}" if seeds else ""),
+    }  # fmt: skip
+    records = {name: all_seeds[0]["test"] for name, all_seeds in parts.items()}
+    return Reproduction(
+        found, scale, list(rows.values()), matrix, test.note or test.name, facts, first, records, test, validation
+    )
+
+
+def _some(images: Images, count: int) -> Images:
+    return images.take(count, seed=0) if count and count < len(images) else images
+
+
+def _attacked(
+    recipe: Recipe, settings: Scale, net: Trained, test: Images, train_set: Images, folder: Path, options: dict
+) -> dict[str, Records]:
+    """Records of the test images under every attack, and of as many training images without one."""
+    attacks = {
+        named(a, paper): parse_attack(a.attack, a.threat(here))  # type: ignore[arg-type]
+        for a in recipe.attack
+        for paper, here in budgets_of(a, settings)
+    }
+    told = {"draws": settings.draws, "meta": {"target": net.name, "recipe": recipe.name, "data": test.note}} | options
+    parts = {"test": evaluate(net.model, test, None, attacks, out=folder / "test", **told)}
+    if any(p.what == "train" for p in recipe.published) or "train-test-gap" in recipe.views:
+        seen = _some(train_set, len(test))
+        parts["train"] = evaluate(net.model, seen, None, {}, out=folder / "train", **told)
+    return parts
+
+
+def _score(row: Row, parts: list[dict[str, Records]]) -> None:
+    """Scores over all seeds, and how much the seeds differ."""
+    for part in parts[0]:
+        for attack in parts[0][part].attacks:
+            name, _, budget = attack.rpartition(" ")
+            key = ("clean" if part == "test" else "train", 0.0) if attack == CLEAN else (name, float(budget))
+            rights = [p[part].right(attack) for p in parts]
+            row.scores[key] = pooled(rights, [p[part].noise_block() for p in parts])
+            row.spread[key] = float(np.std([r.mean() for r in rights], ddof=1)) if len(rights) > 1 else None
+
+
+def _audits(recipe: Recipe, settings: Scale, name: str) -> bool:
+    network = next(n for n in recipe.network if n.name == name)
+    return recipe.audit is not None and network.audited and settings.effort != "none"
+
+
+def _audit(recipe: Recipe, settings: Scale, net: Trained, test: Images, folder: Path, options: dict) -> Audit:
+    about = recipe.audit
+    assert about is not None
+    budget = about.budget if about.norm == "l0" else about.budget * settings.budgets
+    threat = NORMS[about.norm](int(budget) if about.norm == "l0" else budget)
+    printed = [
+        p.value / 100
+        for p in recipe.published
+        if p.network == net.name and p.what == "attack" and p.budget == about.budget and p.value <= 100
+    ]
+    return audit(
+        net.model, _some(test, settings.audited), None, threat, effort=EFFORT[settings.effort], draws=settings.draws,
+        claim=printed[0] if printed else None, claim_attack=parse_attack(about.attack, threat),  # type: ignore[arg-type]
+        out=folder, meta={"target": net.name, "recipe": recipe.name, "data": test.note}, **options,
+    )  # fmt: skip
+
+
+def _transfer(
+    recipe: Recipe, settings: Scale, first: dict[str, Trained], rows: dict[str, Row], test: Images, folder: Path,
+    options: dict,
+) -> TransferMatrix | None:  # fmt: skip
+    if not recipe.transfer or len(rows) < 2:
+        return None
+    budget = (recipe.transfer_budget or 0) * settings.budgets
+    attack = parse_attack(recipe.transfer, NORMS["linf"](budget))  # type: ignore[arg-type]
+    models = {name: first[name].model for name in rows}
+    return transfer_matrix(models, test, None, attack, draws=settings.draws, out=folder, **options)

@@ -1,0 +1,214 @@
+"""What a recipe may say: the tables of its TOML file, checked before anything runs.
+
+A recipe stands for a table or a figure of a paper: which networks are trained and how, which attacks they face at
+which budgets, what the paper printed, and three scales. Unknown keys and impossible values are errors that name the
+place in the file.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stochade.attacks.registry import parse_attack
+from stochade.attacks.threats import L0, L1, L2, Linf, Threat
+from stochade.errors import StochadeError, UsageError
+from stochade.registry import MODELS
+
+SCALES = ("smoke", "small", "paper")
+NORMS = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(_Table):
+    """How a network is trained; the names of the options of `stochade train`.
+
+    Attributes:
+        epochs, batch, lr: as for `stochade.train.train`.
+        optimizer: "adam" or "sgd". schedule: "", or as `stochade train --schedule` writes it.
+        adversarial: an attack with its options. tau: weight of the clean loss beside it. start: first epoch with it.
+        objective: a whole objective by name in place of `adversarial` ("lab-mixture", "pni", "elbo", "reinforce").
+        l1, l2: penalties on every layer's weights.
+        slope: whether binary units' slopes are annealed.
+    """
+
+    epochs: Count = 20
+    batch: Count = 50
+    lr: Positive = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: str = ""
+    objective: str = ""
+    adversarial: str = ""
+    tau: Share = 0.5
+    start: Annotated[int, Field(ge=0)] = 0
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
+
+
+class Change(_Table):
+    """What a scale changes about one network."""
+
+    options: dict[str, Any] = {}
+    epochs: Count | None = None
+    batch: Count | None = None
+    lr: Positive | None = None
+
+
+class Network(_Table):
+    """One row of the table: a registered model with its options and its training.
+
+    Attributes:
+        name: as the paper calls it.
+        model, options: of `stochade.registry.build`.
+        audited: whether the adaptive column is measured for it.
+        before: name of another network of the recipe whose weights it starts from and keeps (no training of its
+            own): a control that only changes the forward.
+    """
+
+    name: str
+    model: str
+    options: dict[str, Any] = {}
+    training: Training = Training()
+    audited: bool = True
+    before: str = ""
+    smoke: Change = Change()
+    small: Change = Change()
+    paper: Change = Change()
+
+    @model_validator(mode="after")
+    def _known(self):
+        if self.model not in MODELS:
+            raise ValueError(f"model {self.model!r} is not registered; registered: {', '.join(MODELS)}")
+        known = MODELS[self.model].options()
+        for change in (self, self.smoke, self.small, self.paper):
+            for option in change.options:
+                if option not in known:
+                    raise ValueError(
+                        f"{self.model!r} has no option {option!r}; options: {', '.join(known) or 'none'}"
+                    )
+        return self
+
+
+class Attacked(_Table):
+    """One attack over budgets. `attack`: name and options as on the command line, without norm and eps."""
+
+    name: str
+    attack: str
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    budgets: Annotated[list[Positive], Field(min_length=1)]
+
+    def threat(self, budget: float) -> Threat:
+        return NORMS[self.norm](int(budget) if self.norm == "l0" else budget)
+
+    @model_validator(mode="after")
+    def _parses(self):
+        try:
+            for budget in self.budgets:
+                parse_attack(self.attack, self.threat(budget))  # type: ignore[arg-type]
+        except StochadeError as problem:
+            raise ValueError(str(problem)) from None
+        return self
+
+
+class Audited(_Table):
+    """The adaptive column: the threat it is measured under, and the attack that the paper's own number is for."""
+
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    budget: Positive
+    attack: str = "fgsm"
+
+
+class Published(_Table):
+    """A number of the paper, in percent. `what`: under an "attack", "clean", on "train" images, or "transfer"."""
+
+    network: str
+    value: Annotated[float, Field(ge=0, le=200)]
+    spread: float | None = None
+    what: Literal["attack", "clean", "train", "transfer"] = "attack"
+    attack: str = ""
+    budget: float | None = None
+    source: str = ""
+    note: str = ""
+
+
+class Scale(_Table):
+    """How large the experiment is.
+
+    Attributes:
+        data: a name or path for `stochade.data.load`. train, test: how many images, 0 for all.
+        epochs: at most so many, None for the paper's. seeds: networks trained from scratch per row.
+        draws: scoring draws. effort: of the audit ("none" leaves the adaptive column out).
+        audited: test images of the audit, 0 for all.
+        budgets: budgets of attacks and audit times this (other images, other budgets).
+        hidden: views that are left out.
+    """
+
+    data: str
+    train: Annotated[int, Field(ge=0)] = 0
+    test: Annotated[int, Field(ge=0)] = 0
+    epochs: Count | None = None
+    seeds: Count = 1
+    draws: Count = 20
+    effort: Literal["none", "smoke", "small", "quick", "standard", "thorough"] = "standard"
+    budgets: Positive = 1.0
+    audited: Annotated[int, Field(ge=0)] = 0
+    hidden: list[str] = []
+
+
+class Recipe(_Table):
+    """A table or figure of a paper, and how to make it here."""
+
+    name: str
+    title: str
+    paper: Literal["kubo2019", "kaspar2024", "pallaprolu2020", "mukhoty2025", "wu2024"]
+    place: str
+    claim: str
+    notes: str = ""
+    network: Annotated[list[Network], Field(min_length=1)]
+    attack: list[Attacked] = []
+    audit: Audited | None = None
+    transfer: str = ""
+    transfer_budget: Positive | None = None
+    published: list[Published] = []
+    views: list[str] = []
+    scale: dict[str, Scale]
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        names = [n.name for n in self.network]
+        if len(set(names)) < len(names):
+            raise ValueError("two networks share a name")
+        if set(self.scale) - set(SCALES):
+            raise ValueError(f"scales are {', '.join(SCALES)}; got {', '.join(self.scale)}")
+        if "smoke" not in self.scale:
+            raise ValueError("scale.smoke is missing")
+        labels = {a.name for a in self.attack}
+        for p in self.published:
+            if p.network not in names or (p.source and p.source not in names):
+                raise ValueError(f"published: no network is called {p.network!r} or {p.source!r}")
+            if p.what == "attack" and p.attack not in labels:
+                raise ValueError(f"published: no attack is called {p.attack!r}")
+        for n in self.network:
+            if n.before and n.before not in names[: names.index(n.name)]:
+                raise ValueError(f"network {n.name!r} comes before={n.before!r}, which is not above it")
+        if self.transfer and self.transfer_budget is None:
+            raise ValueError("transfer needs transfer_budget")
+        return self
+
+
+def checked(document: dict, place: str) -> Recipe:
+    """The recipe of a parsed TOML document; UsageError that names the first place that is wrong."""
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        got = "" if first["type"] == "missing" else f" (got {first.get('input')!r:.80})"
+        text = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"a valid recipe in {place}", f"{where}: {text}{got}") from None

@@ -1,0 +1,229 @@
+"""What a reproduction says, as text and as plain data: the paper's number, ours and the adaptive one side by side."""
+
+from typing import Any
+
+from stochade.evaluate.intervals import Estimate
+from stochade.recipes.result import Reproduction, Row
+from stochade.recipes.schema import Published
+
+NONE = "–"
+EXPLAINING = ("masking",)  # findings that say why a number is too high
+
+
+def document(r: Reproduction) -> dict[str, Any]:
+    """The whole result as JSON can hold it."""
+    return {
+        "schema": 1,
+        "recipe": r.recipe.name,
+        "scale": r.scale,
+        "title": r.recipe.title,
+        "paper": r.recipe.paper,
+        "place": r.recipe.place,
+        "claim": r.recipe.claim,
+        "data": r.data,
+        "audit": None if r.recipe.audit is None else r.recipe.audit.model_dump(),
+        "budgets_times": r.settings.budgets,
+        "rows": [_row(r, row) for row in r.rows],
+        "published": [p.model_dump() for p in r.recipe.published],
+        "transfer": None if r.matrix is None else _matrix(r),
+        "meta": r.meta,
+    }
+
+
+def _row(r: Reproduction, row: Row) -> dict[str, Any]:
+    found = row.found
+    return {
+        "network": row.name,
+        "scores": [
+            {"attack": attack, "budget": budget, "spread": row.spread.get((attack, budget))} | score.as_dict()
+            for (attack, budget), score in row.scores.items()
+        ],
+        "adaptive": None if found is None else found.as_dict(),
+        "masking": masking(row),
+        "training": row.facts,
+        "audits": [
+            {"command": a.command, "clean": a.clean.as_dict(), "claimed": a.claimed.as_dict(),
+             "found": a.found.as_dict(), "threat": a.threat, "findings": [f.as_dict() for f in a.findings]}
+            for a in row.audits
+        ],
+    }  # fmt: skip
+
+
+def _matrix(r: Reproduction) -> dict[str, Any]:
+    assert r.matrix is not None
+    cells = {f"{s} -> {t}": r.matrix.score(s, t).as_dict() for s, t in r.matrix.records}
+    return {"attack": r.matrix.attack, "cells": cells, "stronger_from_outside": r.matrix.stronger_from_outside()}
+
+
+def masking(row: Row) -> list[str]:
+    """Titles of the findings that say what hides the way, each once, over all seeds."""
+    titles = [f.title for a in row.audits for f in a.findings if f.severity in EXPLAINING]
+    return list(dict.fromkeys(titles))
+
+
+def printed(r: Reproduction, network: str, what: str, attack: str = "", budget: float | None = None) -> str:
+    """A number of the paper as it stands there, or a dash."""
+    found = published(r, network, what, attack, budget)
+    if found is None:
+        return NONE
+    return f"{found.value:g}" + (f" ± {found.spread:g}" if found.spread is not None else "")
+
+
+def published(
+    r: Reproduction, network: str, what: str, attack: str = "", budget: float | None = None, source: str = ""
+) -> Published | None:
+    """The paper's number for one cell."""
+    for p in r.recipe.published:
+        if (p.network, p.what, p.source) == (network, what, source) and (
+            what != "attack" or (p.attack, p.budget) == (attack, budget)
+        ):
+            return p
+    return None
+
+
+def cell(score: Estimate | None, spread: float | None = None) -> str:
+    """`98.3 [97.4, 99.0]`, in percent, with the standard deviation over seeds where there are several."""
+    if score is None or score.value is None:
+        return NONE
+    text = f"{100 * score.value:.1f}"
+    if spread is not None:
+        text += f" ± {100 * spread:.1f}"
+    if score.low is not None and score.high is not None:
+        text += f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    return text
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
+
+
+Named = tuple[str, list[str], list[list[str]], str]  # heading, columns, rows, note
+
+
+def summary_table(r: Reproduction) -> Named:
+    """Clean accuracy, accuracy under the paper's attack, and the lowest accuracy found."""
+    about = r.recipe.audit
+    head, key = ["network", "clean, paper", "clean, here"], None
+    if about is not None:
+        key = next(((a.name, b) for a in r.recipe.attack for b in a.budgets if _is(a, about, b)), None)
+        label = f"{about.attack}, {about.norm} {about.budget:g}"
+        head += [f"{label}, paper", f"{label}, here", "adaptive, here"]
+    rows = []
+    for row in r.rows:
+        cells = [row.name, printed(r, row.name, "clean"), cell(*_at(row, ("clean", 0.0)))]
+        if about is not None:
+            here = _at(row, key) if key else (row.audits[0].claimed if row.audits else None, None)
+            paper = printed(r, row.name, "attack", *key) if key else NONE
+            cells += [paper, cell(*here), cell(row.found)]
+        rows.append(cells)
+    times = r.settings.budgets
+    note = "" if times == 1 else f"Budgets here are {times:g} times those of the paper, which the tables name."
+    return "Published, replicated, adaptive", head, rows, note
+
+
+def budget_tables(r: Reproduction) -> list[Named]:
+    """One table for each attack with several budgets; rows of the paper where it printed numbers."""
+    found = []
+    for attack in r.recipe.attack:
+        if len(attack.budgets) < 2:
+            continue
+        rows = []
+        for row in r.rows:
+            rows.append([row.name, *[cell(*_at(row, (attack.name, b))) for b in attack.budgets]])
+            told = [printed(r, row.name, "attack", attack.name, b) for b in attack.budgets]
+            if any(t != NONE for t in told):
+                rows.append([f"{row.name}, paper", *told])
+        found.append((f"{attack.name} ({attack.norm})", ["network", *[f"{b:g}" for b in attack.budgets]], rows, ""))
+    return found
+
+
+def gap_tables(r: Reproduction) -> list[Named]:
+    """Training and test accuracy on clean images, where training accuracy was measured."""
+    if not any(("train", 0.0) in row.scores for row in r.rows):
+        return []
+    rows = [
+        [
+            row.name, printed(r, row.name, "train"), cell(*_at(row, ("train", 0.0))),
+            printed(r, row.name, "clean"), cell(*_at(row, ("clean", 0.0))),
+        ]
+        for row in r.rows
+    ]  # fmt: skip
+    head = ["network", "train, paper", "train, here", "test, paper", "test, here"]
+    return [("Training and test accuracy on clean images", head, rows, "")]
+
+
+def transfer_tables(r: Reproduction) -> list[Named]:
+    """Accuracy of every target (columns) on the examples of every source (rows), the paper's in brackets."""
+    if r.matrix is None:
+        return []
+    rows = []
+    for source in r.matrix.sources:
+        cells = [source]
+        for target in r.matrix.targets:
+            told = published(r, target, "transfer", source=source) if source in r.matrix.targets else None
+            text = cell(r.matrix.score(source, target))
+            cells.append(text if told is None else f"{text} (paper {told.value:g})")
+        rows.append(cells)
+    note = " ".join(
+        f"Examples made on {s} beat {t}'s own: its gradient hides the way."
+        for s, t in r.matrix.stronger_from_outside()
+    )
+    heading = f"Transfer: {r.recipe.transfer}, linf {r.recipe.transfer_budget:g}"
+    return [(heading, ["made on", *r.matrix.targets], rows, note)]
+
+
+def _is(attack: Any, about: Any, budget: float) -> bool:
+    return (attack.attack, attack.norm, budget) == (about.attack, about.norm, about.budget)
+
+
+def _at(row: Row, key: tuple[str, float]) -> tuple[Estimate | None, float | None]:
+    return row.scores.get(key), row.spread.get(key)
+
+
+READING = (
+    "Accuracies in percent, here with 95 % intervals (± is the standard deviation over trainings, where there are "
+    "several). Every accuracy under attack is an upper bound."
+)
+
+
+def markdown(r: Reproduction) -> str:
+    """The result as a page of Markdown."""
+    recipe, facts = r.recipe, r.meta
+    lines = [
+        f"# {recipe.title}",
+        "",
+        f"{recipe.paper}, {recipe.place}. Scale {r.scale}: {r.data}, {facts['train']} training images, "
+        f"{facts['test']} test images, {facts['draws']} draws each, {facts['seeds']} training(s) per row.",
+        "",
+        f"Claim: {recipe.claim}",
+        *(["", recipe.notes] if recipe.notes else []),
+        "",
+        READING,
+    ]
+    for heading, columns, rows, note in [
+        summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)
+    ]:  # fmt: skip
+        lines += ["", f"## {heading}", "", *_table(columns, rows), *(["", note] if note else [])]
+    reasons = [(row.name, title) for row in r.rows for title in masking(row)]
+    if reasons:
+        lines += ["", "## What hides the way", "", *[f"- {name}: {title}." for name, title in reasons]]
+    told = {"command": facts["command"]} | provenance_of(r)
+    return "\n".join([*lines, "", "## Provenance", "", *[f"- {k}: {v}" for k, v in told.items()]]) + "\n"
+
+
+def provenance_of(r: Reproduction) -> dict[str, Any]:
+    """Where the numbers come from, in one flat table."""
+    trained = {row.name: f"{row.facts[0]['epochs']} epochs, best {row.facts[0]['best'] + 1}" for row in r.rows}
+    told = {"seed": r.meta["seed"], "audit effort": r.meta["effort"], "data": r.data, "training": trained}
+    return told | {k: v for k, v in r.meta["provenance"].items() if k != "command"}
+
+
+def text(r: Reproduction) -> str:
+    """The summary for a terminal."""
+    heading, columns, rows, note = summary_table(r)
+    widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [columns, *rows]]
+    return "\n".join(
+        [f"{r.recipe.title} ({r.recipe.paper}, {r.recipe.place}): {heading.lower()}", *lines, *filter(None, [note])]
+    )
