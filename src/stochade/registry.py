@@ -19,6 +19,7 @@ from stochade.models.gated import GatedNet
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.reinforced import ReinforcedNet
+from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ MODELS: dict[str, Entry] = {
     "1cnn-reinforce": Entry(ReinforcedNet, "one convolution, units that learn by REINFORCE", {"channels": (32,)}),
     "2cnn-reinforce": Entry(ReinforcedNet, "two convolutions, units that learn by REINFORCE", {"channels": (32, 64)}),
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
+    "sgbn": Entry(SGBN, "two convolutions gated weight by weight, dense 100 of binary units (SGBN; 32 M on MNIST)"),
+    "sgbn-1w": Entry(SGBN, "SGBN whose gate networks share the convolutions' filters", {"own": False}),
+    "sgbn-factored": Entry(SGBN, "SGBN with a gate per channel instead of per weight", {"head": "factored"}),
+    "sgbn-deterministic": Entry(SGBN, "SGBN with sigmoid gates and no draws", {"gates": "deterministic"}),
+    "sgbn-cifar": Entry(sgbn_cifar, "SGBN with three convolutions, the last two gated (366 M on 32x32, head=full)"),
+    "cnn-added": Entry(plain_cnn, "SGBN's main network without gates, as many parameters (control)"),
     "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
     "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),
     "lwta-cnn": Entry(LWTACNN, "eight convolutions with stochastic local winner-takes-all"),
