@@ -2,7 +2,8 @@
 
 Source: tables 3.1 to 3.3 of the thesis behind SGBN: dense 100, or conv 32x5x5 stride 2 (then conv 64x5x5
 stride 2) before it, all with Xavier initialisation. The dense layer's activation is a ReLU, a stochastic
-binary unit or a deterministic one; convolutions use ReLU. The original pads "SAME" (one pixel before, two
+binary unit or a deterministic one; convolutions use ReLU. `dropout` drops units of the dense layer in
+training only, as in section 3.2 there. The original pads "SAME" (one pixel before, two
 after at stride 2); two pixels on both sides give the same sizes.
 """
 
@@ -52,10 +53,13 @@ class _Plain(nn.Module):
         activation_name: str,
         backward: Backward,
         between: Callable[[], nn.Module] = nn.ReLU,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if len(input_shape) != 3:
             raise ModelError("an input shape (channels, height, width)", repr(tuple(input_shape)))
+        if not 0 <= dropout < 1:
+            raise ModelError("a dropout rate in [0, 1)", repr(dropout))
         inputs, height, width = input_shape
         convolutions: list[nn.Module] = []
         for outputs in channels:
@@ -64,11 +68,12 @@ class _Plain(nn.Module):
         self.features = nn.Sequential(*convolutions, nn.Flatten())
         self.dense = nn.Linear(inputs * height * width, hidden)
         self.activation = activation(activation_name, backward)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.classifier = nn.Linear(hidden, classes)
         self.apply(xavier)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.activation(self.dense(self.features(x))))
+        return self.classifier(self.dropout(self.activation(self.dense(self.features(x)))))
 
 
 class MLP(_Plain):
@@ -81,8 +86,9 @@ class MLP(_Plain):
         hidden: int = 100,
         activation: str = "relu",
         backward: Backward = "soft",
+        dropout: float = 0.0,
     ):
-        super().__init__(input_shape, classes, (), hidden, activation, backward)
+        super().__init__(input_shape, classes, (), hidden, activation, backward, dropout=dropout)
 
 
 class CNN1(_Plain):
@@ -95,8 +101,9 @@ class CNN1(_Plain):
         hidden: int = 100,
         activation: str = "relu",
         backward: Backward = "soft",
+        dropout: float = 0.0,
     ):
-        super().__init__(input_shape, classes, (32,), hidden, activation, backward)
+        super().__init__(input_shape, classes, (32,), hidden, activation, backward, dropout=dropout)
 
 
 class CNN2(_Plain):
@@ -112,5 +119,6 @@ class CNN2(_Plain):
         hidden: int = 100,
         activation: str = "relu",
         backward: Backward = "soft",
+        dropout: float = 0.0,
     ):
-        super().__init__(input_shape, classes, (32, 64), hidden, activation, backward)
+        super().__init__(input_shape, classes, (32, 64), hidden, activation, backward, dropout=dropout)

@@ -1,20 +1,29 @@
 """The networks of a recipe, trained or taken up again. Equal settings share one folder across recipes."""
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from stochade import checkpoint
+from stochade.attacks import Descent
+from stochade.attacks.registry import parse_attack
+from stochade.attacks.threats import Linf
 from stochade.data import Images
 from stochade.describe import digest
 from stochade.randomness import forked, seed_for
 from stochade.recipes.schema import Network, Recipe, Scale, Training
 from stochade.registry import build
 from stochade.train import train
+from stochade.train.objectives import Adversarial, Standard, TrainingObjective
+from stochade.train.optimizers import optimizer_named
+from stochade.train.penalties import Penalised
+from stochade.train.reinforced import Reinforced
+from stochade.train.schedules import parse_schedule
 from stochade.train.settings import fingerprint_of
+from stochade.train.setups import SETUPS
 
 
 @dataclass
@@ -99,4 +108,21 @@ def _one(
 
 def parts_of(training: Training) -> dict[str, Any]:
     """The options of `train` that a recipe's training stands for."""
-    return {}
+    objective: TrainingObjective = Standard()
+    if training.objective == "reinforce":
+        objective = Reinforced()
+    elif training.objective:
+        objective = SETUPS[training.objective]().objective
+    elif training.adversarial:
+        attack = parse_attack(training.adversarial, Linf(0.1))
+        if isinstance(attack, Descent):
+            attack = replace(attack, drop_fooled=False)  # every image is trained on
+        objective = Adversarial(attack, training.tau, start=training.start)
+    if training.l1 or training.l2:
+        objective = Penalised(objective, training.l1, training.l2)
+    return {
+        "objective": objective,
+        "optimizer": optimizer_named(training.optimizer, weight_decay=training.weight_decay),
+        "schedule": parse_schedule(training.schedule, training.epochs) if training.schedule else None,
+        "patience": training.patience or None,
+    }

@@ -23,6 +23,7 @@ from stochade.recipes import catalogue
 from stochade.recipes.networks import Trained, trained
 from stochade.recipes.result import Reproduction, Row, budgets_of, named, pooled
 from stochade.recipes.schema import NORMS, SCALES, Recipe, Scale
+from stochade.recipes.views import VIEWS
 
 EFFORT = {
     "smoke": Effort(
@@ -67,6 +68,9 @@ def reproduce(
     found = recipe if isinstance(recipe, Recipe) else catalogue.load(recipe)
     if scale not in SCALES or scale not in found.scale:
         raise UsageError(f"a scale of {found.name}: {', '.join(found.scale)}", repr(scale))
+    for name in found.views:
+        if name not in VIEWS:
+            raise UsageError(f"views among {', '.join(VIEWS)}", repr(name), f"in the recipe {found.name}")
     settings = found.scale[scale]
     count = settings.seeds if seeds is None else seeds
     if not isinstance(count, int) or count < 1:

@@ -13,6 +13,7 @@ from stochade.attacks.registry import parse_attack
 from stochade.attacks.threats import L0, L1, L2, Linf, Threat
 from stochade.errors import StochadeError, UsageError
 from stochade.registry import MODELS
+from stochade.train.schedules import parse_schedule
 
 SCALES = ("smoke", "small", "paper")
 NORMS = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
@@ -32,7 +33,8 @@ class Training(_Table):
         epochs, batch, lr: as for `stochade.train.train`.
         optimizer: "adam" or "sgd". schedule: "", or as `stochade train --schedule` writes it.
         adversarial: an attack with its options. tau: weight of the clean loss beside it. start: first epoch with it.
-        objective: a whole objective by name in place of `adversarial` ("lab-mixture", "pni", "elbo", "reinforce").
+        objective: one of the papers' own by name, in place of `adversarial`.
+        elbo: whether the divergences of LWTA layers join the loss.
         l1, l2: penalties on every layer's weights.
         slope: whether binary units' slopes are annealed.
     """
@@ -41,14 +43,26 @@ class Training(_Table):
     batch: Count = 50
     lr: Positive = 1e-3
     optimizer: Literal["adam", "sgd"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: str = ""
-    objective: str = ""
+    objective: Literal["", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta"] = ""
     adversarial: str = ""
     tau: Share = 0.5
     start: Annotated[int, Field(ge=0)] = 0
+    elbo: bool = False
     l1: Annotated[float, Field(ge=0)] = 0.0
     l2: Annotated[float, Field(ge=0)] = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _parses(self):
+        try:
+            parse_schedule(self.schedule or "constant", self.epochs)
+            if self.adversarial:
+                parse_attack(self.adversarial, Linf(0.1))
+        except StochadeError as problem:
+            raise ValueError(str(problem)) from None
+        return self
 
 
 class Change(_Table):
@@ -175,6 +189,7 @@ class Recipe(_Table):
     audit: Audited | None = None
     transfer: str = ""
     transfer_budget: Positive | None = None
+    dataset: Literal["mnist", "cifar10"] = "mnist"
     published: list[Published] = []
     views: list[str] = []
     scale: dict[str, Scale]
@@ -186,8 +201,6 @@ class Recipe(_Table):
             raise ValueError("two networks share a name")
         if set(self.scale) - set(SCALES):
             raise ValueError(f"scales are {', '.join(SCALES)}; got {', '.join(self.scale)}")
-        if "smoke" not in self.scale:
-            raise ValueError("scale.smoke is missing")
         labels = {a.name for a in self.attack}
         for p in self.published:
             if p.network not in names or (p.source and p.source not in names):
@@ -202,8 +215,23 @@ class Recipe(_Table):
         return self
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "smoke": {"data": "digits", "train": 400, "test": 40, "epochs": 2, "draws": 4, "effort": "smoke"},
+    "small": {"train": 12_000, "test": 1000, "epochs": 6, "draws": 10, "effort": "small"},
+    "paper": {"seeds": 10, "effort": "thorough"},
+}
+
+
 def checked(document: dict, place: str) -> Recipe:
-    """The recipe of a parsed TOML document; UsageError that names the first place that is wrong."""
+    """The recipe of a parsed TOML document, with `DEFAULTS` for what it leaves out about scales.
+
+    Raises:
+        UsageError: names the first place that is wrong.
+    """
+    told = document.get("scale", {})
+    if isinstance(told, dict) and all(isinstance(told.get(name, {}), dict) for name in SCALES):
+        own = {"data": document.get("dataset", "mnist")}
+        document = document | {"scale": told | {n: own | DEFAULTS[n] | told.get(n, {}) for n in SCALES}}
     try:
         return Recipe.model_validate(document)
     except ValidationError as problem:

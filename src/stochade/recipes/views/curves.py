@@ -1,13 +1,10 @@
-"""The figures of recipes, by the names that recipes give them."""
-
-from collections.abc import Callable
+"""Plots of what the records of a recipe hold: accuracy over budget, training minus test accuracy."""
 
 from stochade.evaluate.intervals import Estimate
 from stochade.recipes.result import Reproduction, Row
 from stochade.recipes.tables import published
 from stochade.report.figures import Figure
 
-View = Callable[[Reproduction], list[Figure]]
 _MARKS = ("circle", "square", "triangle-up", "diamond", "x", "cross", "star", "pentagon")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _COLOURS = ("single", "vote", "all", "published")
@@ -78,6 +75,3 @@ def train_test_gap(r: Reproduction) -> list[Figure]:
 def _gap(row: Row) -> float:
     train, test = row.scores["train", 0.0].value, row.scores["clean", 0.0].value
     return (train or 0.0) - (test or 0.0)
-
-
-VIEWS: dict[str, View] = {"accuracy-over-budget": accuracy_over_budget, "train-test-gap": train_test_gap}

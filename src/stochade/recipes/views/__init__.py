@@ -1,0 +1,17 @@
+"""The figures of recipes, by the names that recipes give them. A view is one function and one line here."""
+
+from collections.abc import Callable
+
+from stochade.recipes.result import Reproduction
+from stochade.recipes.views.confidence import confidence
+from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
+from stochade.report.document import Strip
+from stochade.report.figures import Figure
+
+View = Callable[[Reproduction], list[Figure] | list[Strip] | list[Figure | Strip]]
+
+VIEWS: dict[str, View] = {
+    "accuracy-over-budget": accuracy_over_budget,
+    "confidence": confidence,
+    "train-test-gap": train_test_gap,
+}
