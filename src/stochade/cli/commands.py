@@ -10,85 +10,11 @@ from stochade.cli import common
 from stochade.cli.attack import Attack
 from stochade.cli.audit import Audit
 from stochade.cli.reproduce import Reproduce
+from stochade.cli.train import Train
 from stochade.cli.transfer import Transfer
 from stochade.errors import UsageError
 
 Name = Annotated[str, Positional, PositionalMetavarFromFieldName]
-
-
-@dataclass
-class Train:
-    """Train a model and keep it as a checkpoint; selected on the validation split only.
-
-    Examples:
-
-    stochade train gated --data digits --out runs/gated
-
-    stochade train 2cnn --data mnist --epochs 5 --adversarial "pgd steps=7" --threat linf=0.3 --out runs/robust
-    """
-
-    model: Name
-    """A model of `stochade ls models`."""
-    out: Path
-    """Folder for the checkpoint, metrics.jsonl and the resumable state."""
-    data: str = "digits"
-    """digits, a data folder, an .npz file, or a name such as mnist."""
-    epochs: int = 30
-    """Passes over the training images."""
-    batch: int = 50
-    """Images per step."""
-    rate: float = 1e-3
-    """Learning rate of Adam."""
-    adversarial: str | None = None
-    """Train on this attack's images as well: "pgd steps=7"."""
-    clean_weight: float = 0.5
-    """Weight of the clean loss beside the adversarial one (kubo2019, equation 2.29)."""
-    threat: str = "linf=0.1"
-    """The threat of adversarial training."""
-    seed: int = 0
-    """Everything random follows from it."""
-    device: str = "cpu"
-    """Where to train: cpu, cuda, mps."""
-    download: bool = False
-    """Allow a download by name (needs stochade[download])."""
-    dry_run: bool = False
-    """Only say what it would cost."""
-    quiet: bool = False
-    """No progress."""
-
-    def run(self) -> None:
-        from stochade import data
-        from stochade.attacks import parse_threat
-        from stochade.attacks.registry import parse_attack
-        from stochade.attacks.transfer import for_transfer
-        from stochade.progress import progress
-        from stochade.randomness import forked, seed_for
-        from stochade.registry import build
-        from stochade.train import Adversarial, Standard, train
-
-        objective, passes = Standard(), 1
-        if self.adversarial is not None:
-            attack = for_transfer(parse_attack(self.adversarial, parse_threat(self.threat)))  # nobody leaves early
-            objective, passes = Adversarial(attack, weight=self.clean_weight), 2 + attack.cost()[1]
-        common.check_device(self.device)
-        images = data.load(self.data, "train", download=self.download)
-        validation = data.load(self.data, "validation", download=self.download)
-        with forked(seed_for(self.seed, "initial weights")):
-            model = build(self.model, images.shape[1:], images.num_classes)
-        if self.dry_run:
-            from stochade.evaluate import expected_seconds
-
-            with progress("timing one pass", shown=not self.quiet):
-                cost = expected_seconds(model.eval(), images, None, {}, 1)
-            minutes = cost["seconds"] * 1.5 * passes * self.epochs / 60
-            count = len(images) * self.epochs * passes
-            print(f"{count} forwards and backwards, about {minutes:.1f} minutes")
-            return
-        train(
-            model, images, validation, epochs=self.epochs, batch=self.batch, lr=self.rate, objective=objective,
-            seed=self.seed, out=self.out, device=self.device, progress=not self.quiet,
-        )  # fmt: skip
-        print(f"checkpoint: {self.out}\naudit it:   stochade audit {self.out} --data {self.data}")
 
 
 @dataclass
