@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from stochade.errors import UsageError
+from stochade.models.bnn import BNN
 from stochade.models.broken import LWTACNN, SAPCNN, quantised_cnn
 from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
@@ -64,6 +65,8 @@ MODELS: dict[str, Entry] = {
     "mlp-reinforce": Entry(ReinforcedNet, "dense 100 of units that learn by REINFORCE", {"channels": ()}),
     "1cnn-reinforce": Entry(ReinforcedNet, "one convolution, units that learn by REINFORCE", {"channels": (32,)}),
     "2cnn-reinforce": Entry(ReinforcedNet, "two convolutions, units that learn by REINFORCE", {"channels": (32, 64)}),
+    "bnn": Entry(BNN, "weights and activations of -1 and +1 after a first convolution in full precision"),
+    "bnn-stochastic": Entry(BNN, "the same with the weights of its last convolution drawn", {"drawn": "last"}),
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
     "sgbn": Entry(SGBN, "two convolutions gated weight by weight, dense 100 of binary units (SGBN; 32 M on MNIST)"),
     "sgbn-1w": Entry(SGBN, "SGBN whose gate networks share the convolutions' filters", {"own": False}),

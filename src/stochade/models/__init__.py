@@ -1,5 +1,6 @@
 """Image classifiers built from the layers of `stochade.nn`. `stochade.registry` builds them by name."""
 
+from stochade.models.bnn import BNN
 from stochade.models.broken import LWTACNN, SAPCNN, QuantisedInput
 from stochade.models.encoded import Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
@@ -8,6 +9,7 @@ from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.reinforced import ReinforcedNet
 
 __all__ = [
+    "BNN",
     "CNN1",
     "CNN2",
     "KWTACNN",

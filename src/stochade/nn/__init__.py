@@ -1,6 +1,7 @@
 """Layers whose defence is randomness or discreteness, and the surrogates that see through them."""
 
 from stochade.nn import surrogates
+from stochade.nn.binarised import BinaryConv2d, BinaryLinear, BinaryWeight, ScaledReLU, clipped_gradient
 from stochade.nn.binary import DeterministicBinary, Sign, StochasticBinary, slope_annealing
 from stochade.nn.competition import KWTA, winners
 from stochade.nn.discrete import Discrete, Surrogate, backward_as, discrete_layers, forward_as, scope_of
@@ -20,6 +21,9 @@ __all__ = [
     "SAP",
     "AlwaysDropout",
     "BernoulliRate",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "BinaryWeight",
     "DeterministicBinary",
     "Discrete",
     "GaussianNoise",
@@ -28,11 +32,13 @@ __all__ = [
     "Quantise",
     "RandomMask",
     "ReinforceBinary",
+    "ScaledReLU",
     "Sign",
     "Standout",
     "StochasticBinary",
     "Surrogate",
     "backward_as",
+    "clipped_gradient",
     "conv2d_per_example",
     "discrete_layers",
     "forward_as",
