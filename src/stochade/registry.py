@@ -19,6 +19,7 @@ from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
+from stochade.models.pni import PNICNN
 from stochade.models.reinforced import ReinforcedNet
 from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
 
@@ -79,6 +80,7 @@ MODELS: dict[str, Entry] = {
     "lwta-cnn": Entry(LWTACNN, "eight convolutions with stochastic local winner-takes-all"),
     "quantised-cnn": Entry(quantised_cnn, "two convolutions on images of a few grey levels"),
     "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
+    "pni-cnn": Entry(PNICNN, "two convolutions with parametric noise on weights, activations or the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
     "rate-cnn": Entry(_rate_cnn, "one convolution on Bernoulli rate codes, logits averaged over time"),
 }
