@@ -43,13 +43,11 @@ class Trained:
 
 
 def settings_of(network: Network, scale: Scale, name: str) -> tuple[dict[str, Any], Training]:
-    """(options of the model, its training) at a scale."""
-    change = getattr(network, name)
-    told = {key: value for key in ("epochs", "batch", "lr") if (value := getattr(change, key)) is not None}
-    training = network.training.model_copy(update=told)
+    """(options of the model, its training) at a scale, with the scale's limit on epochs."""
+    options, training = network.at(name)
     if scale.epochs is not None:
         training = training.model_copy(update={"epochs": min(training.epochs, scale.epochs)})
-    return network.options | change.options, training
+    return options, training
 
 
 def trained(

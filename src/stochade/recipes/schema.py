@@ -66,12 +66,10 @@ class Training(_Table):
 
 
 class Change(_Table):
-    """What a scale changes about one network."""
+    """What a scale changes about one network: options of the model, and keys of its training."""
 
     options: dict[str, Any] = {}
-    epochs: Count | None = None
-    batch: Count | None = None
-    lr: Positive | None = None
+    training: dict[str, Any] = {}
 
 
 class Network(_Table):
@@ -106,7 +104,14 @@ class Network(_Table):
                     raise ValueError(
                         f"{self.model!r} has no option {option!r}; options: {', '.join(known) or 'none'}"
                     )
+        for scale in SCALES:
+            self.at(scale)
         return self
+
+    def at(self, scale: str) -> tuple[dict[str, Any], Training]:
+        """(options of the model, its training) at a scale."""
+        change: Change = getattr(self, scale)
+        return self.options | change.options, Training.model_validate(self.training.model_dump() | change.training)
 
 
 class Attacked(_Table):
