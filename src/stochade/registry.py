@@ -17,11 +17,14 @@ from stochade.models.bnn import BNN
 from stochade.models.broken import LWTACNN, SAPCNN, quantised_cnn
 from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
+from stochade.models.lwta import LWTAMLP, BayesianLWTA
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.pni import PNICNN
 from stochade.models.reinforced import ReinforcedNet
+from stochade.models.resnet import ResNet
 from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
+from stochade.models.wide_resnet import WideResNet
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ MODELS: dict[str, Entry] = {
     "pni-cnn": Entry(PNICNN, "two convolutions with parametric noise on weights, activations or the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
     "rate-cnn": Entry(_rate_cnn, "one convolution on Bernoulli rate codes, logits averaged over time"),
+    "resnet": Entry(ResNet, "residual network for small images, any activation, gates by option (ResNet-20)"),
+    "resnet-small": Entry(ResNet, "residual network of three blocks, any activation", {"blocks": (1, 1, 1)}),
+    "wide-resnet": Entry(WideResNet, "wide residual network of any depth and widening (WRN-34-1), any activation"),
+    "lwta-mlp": Entry(LWTAMLP, "dense layers with local winner-takes-all"),
+    "lwta-bayesian": Entry(BayesianLWTA, "winner-takes-all, Gaussian weights, block utilities; trained by ELBO"),
+    "lwta-wide-resnet": Entry(
+        WideResNet, "wide residual network with stochastic local winner-takes-all (WRN-34-1)", {"activation": "lwta"}
+    ),
 }
 
 

@@ -4,9 +4,12 @@ from stochade.models.bnn import BNN
 from stochade.models.broken import LWTACNN, SAPCNN, QuantisedInput
 from stochade.models.encoded import Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
+from stochade.models.lwta import LWTAMLP, BayesianLWTA
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.reinforced import ReinforcedNet
+from stochade.models.resnet import ResNet
+from stochade.models.wide_resnet import WideResNet
 
 __all__ = [
     "BNN",
@@ -14,8 +17,10 @@ __all__ = [
     "CNN2",
     "KWTACNN",
     "LWTACNN",
+    "LWTAMLP",
     "MLP",
     "SAPCNN",
+    "BayesianLWTA",
     "Encoded",
     "FrameMean",
     "GateModule",
@@ -25,5 +30,7 @@ __all__ = [
     "NoisyInput",
     "QuantisedInput",
     "ReinforcedNet",
+    "ResNet",
+    "WideResNet",
     "rate_coded",
 ]
