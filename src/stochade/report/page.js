@@ -21,9 +21,10 @@
       gridcolor: colour("grid"), linecolor: colour("quiet"), tickcolor: colour("quiet"), zeroline: false,
       showline: true, automargin: true, fixedrange: coarse, tickfont: { color: colour("quiet") },
     };
-    const titled = (own) => (own.title ? { ...own, title: { font: { size: 13 }, ...own.title } } : own);
+    const titled = (own = {}) => (own.title ? { ...own, title: { font: { size: 13 }, ...own.title } } : own);
     for (const plot of plots) {
       const data = plot.data.map((trace) => {
+        if (!trace.meta) return trace;  // heat maps bring a scale of their own
         const tone = colour(trace.meta.colour);
         const marker = { ...trace.marker, color: tone };
         if (marker.line) marker.line = { ...marker.line, color: tone };
@@ -34,7 +35,7 @@
       });
       const layout = {
         font, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-        margin: { l: 56, r: 16, t: 32, b: 52 }, hovermode: "closest", dragmode: coarse ? false : "zoom", bargap: 0,
+        margin: { l: 56, r: 16, t: 32, b: 52 }, hovermode: "closest", dragmode: coarse ? false : "zoom", bargap: plot.layout.bargap || 0, barmode: plot.layout.barmode,
         hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("rule"), font: { ...font } },
         showlegend: data.length > 1,
         legend: { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", xanchor: "left", yanchor: "bottom",

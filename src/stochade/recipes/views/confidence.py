@@ -42,7 +42,7 @@ def confidence(r: Reproduction) -> list[Figure]:
             rows.append([f"{budget:g}", *[f"{s:.3f}" for s in shares]])
         layout = {
             "xaxis": {"title": {"text": "confidence in the true class, %"}},
-            "yaxis": {"title": {"text": "share of images"}, "range": [0, 1]}, "barmode": "group",
+            "yaxis": {"title": {"text": "share of images"}, "range": [0, 1]}, "barmode": "group", "bargap": 0.2,
         }  # fmt: skip
         columns = ["budget", *[f"to {100 * e:.0f} %" for e in edges[1:]]]
         note = f"{attack.name} at three budgets, {len(y)} images."

@@ -67,7 +67,7 @@ def train_test_gap(r: Reproduction) -> list[Figure]:
     gaps = [_gap(row) for row in rows]
     data = [{"type": "bar", "x": names, "y": gaps, "name": "training - test", "meta": {"colour": "single"}}]
     table = [[row.name, row.scores["train", 0.0], row.scores["clean", 0.0]] for row in rows]
-    layout = {"yaxis": {"title": {"text": "training - test accuracy"}, "tickformat": ".1%"}}
+    layout = {"yaxis": {"title": {"text": "training - test accuracy"}, "tickformat": ".1%"}, "bargap": 0.5}
     note = "Clean images; as many training images as test images."
     return [Figure("gap", "Training minus test accuracy", note, data, layout, ["network", "train", "test"], table)]
 
