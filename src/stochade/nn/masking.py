@@ -1,7 +1,6 @@
 """Weights that differ from example to example: random masks (DropConnect kept on at test) and gates from outside.
 
-Per-example filters cost little if they are not looped: a grouped convolution with groups = N, or, where few
-channels come in, unfolding and one batched matrix product.
+Convolutions are done by `stochade.nn.masked_convolution`, without a loop over examples.
 """
 
 from typing import Literal
@@ -13,45 +12,10 @@ from torch import Tensor, nn
 from stochade.errors import ModelError, UsageError
 from stochade.nn import surrogates
 from stochade.nn.discrete import Discrete
+from stochade.nn.masked_convolution import Method as Method
+from stochade.nn.masked_convolution import conv2d_masked as conv2d_masked
+from stochade.nn.masked_convolution import conv2d_per_example as conv2d_per_example
 from stochade.nn.sampling import bernoulli
-
-Method = Literal["auto", "grouped", "unfold"]
-_FEW_CHANNELS = 3  # measured: below this unfold + bmm is two to three times faster than groups, above slower
-
-
-def conv2d_per_example(
-    x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, method: Method = "auto"
-) -> Tensor:
-    """Row n of the result is the convolution of `x[n]` with `weight[n]`.
-
-    Args:
-        x: [N, I, H, W].
-        weight: [N, O, I, k, k].
-        method: "grouped", "unfold", or "auto" (unfold for I <= 3). All give the same up to rounding.
-
-    Returns: [N, O, H', W'], differentiable in both arguments.
-
-    Raises:
-        ModelError: shapes that do not fit each other.
-    """
-    if x.ndim != 4 or weight.ndim != 5 or weight.shape[0] != x.shape[0] or weight.shape[2] != x.shape[1]:
-        raise ModelError(
-            "images [N, I, H, W] and filters [N, O, I, k, k]", f"{list(x.shape)} and {list(weight.shape)}"
-        )
-    n, outputs, inputs, rows, columns = weight.shape
-    height = (x.shape[2] + 2 * padding - rows) // stride + 1
-    width = (x.shape[3] + 2 * padding - columns) // stride + 1
-    if method == "unfold" or (method == "auto" and inputs <= _FEW_CHANNELS):
-        patches = F.unfold(x, (rows, columns), padding=padding, stride=stride)
-        return torch.bmm(weight.reshape(n, outputs, -1), patches).view(n, outputs, height, width)
-    merged = F.conv2d(
-        x.reshape(1, n * inputs, *x.shape[2:]),
-        weight.reshape(n * outputs, inputs, rows, columns),
-        stride=stride,
-        padding=padding,
-        groups=n,
-    )
-    return merged.view(n, outputs, height, width)
 
 
 def linear_per_example(x: Tensor, weight: Tensor) -> Tensor:
@@ -153,7 +117,7 @@ class MaskedConv2d(nn.Module):
         gates = _gates(gates, self.mask, x, self.weight)
         if gates.shape[0] == 1:
             return F.conv2d(x, self.weight * gates[0], self.bias, self.stride, self.padding)
-        out = conv2d_per_example(x, self.weight * gates, self.stride, self.padding)
+        out = conv2d_masked(x, self.weight, gates, self.stride, self.padding)
         return out if self.bias is None else out + self.bias.view(1, -1, 1, 1)
 
 
