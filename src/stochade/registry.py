@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from stochade.models.lwta import LWTAMLP, BayesianLWTA
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.pni import PNICNN
+from stochade.models.preprocessed import behind
 from stochade.models.reinforced import ReinforcedNet
 from stochade.models.resnet import ResNet
 from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
@@ -53,6 +55,38 @@ def _rate_cnn(input_shape: Sequence[int], classes: int, steps: int = 8, hidden: 
     return rate_coded(CNN1(input_shape, classes, hidden), steps)
 
 
+def _shift_cnn(input_shape: Sequence[int], classes: int, pixels: int = 2, network: str = "2cnn") -> nn.Module:
+    return behind("shift", partial(_named, network, classes), input_shape, pixels=pixels)
+
+
+def _rotation_cnn(
+    input_shape: Sequence[int], classes: int, degrees: float = 15.0, network: str = "2cnn"
+) -> nn.Module:
+    return behind("rotation", partial(_named, network, classes), input_shape, degrees=degrees)
+
+
+def _resize_cnn(
+    input_shape: Sequence[int], classes: int, low: float = 0.8, high: float = 1.0, network: str = "2cnn"
+) -> nn.Module:
+    return behind("resize", partial(_named, network, classes), input_shape, low=low, high=high)
+
+
+def _smoothed_cnn(input_shape: Sequence[int], classes: int, sigma: float = 1.0, network: str = "2cnn") -> nn.Module:
+    return behind("smoothing", partial(_named, network, classes), input_shape, sigma=sigma)
+
+
+def _jpeg_cnn(input_shape: Sequence[int], classes: int, quality: int = 75, network: str = "2cnn") -> nn.Module:
+    return behind("jpeg", partial(_named, network, classes), input_shape, quality=quality)
+
+
+def _bit_depth_cnn(input_shape: Sequence[int], classes: int, bits: int = 3, network: str = "2cnn") -> nn.Module:
+    return behind("bit-depth", partial(_named, network, classes), input_shape, bits=bits)
+
+
+def _named(network: str, classes: int, input_shape: Sequence[int]) -> nn.Module:
+    return build(network, input_shape, classes)
+
+
 _RELU = {"activation": "relu", "backward": "soft"}
 _STOCHASTIC, _DETERMINISTIC = {"activation": "stochastic"}, {"activation": "deterministic"}
 
@@ -82,6 +116,12 @@ MODELS: dict[str, Entry] = {
     "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),
     "lwta-cnn": Entry(LWTACNN, "eight convolutions with stochastic local winner-takes-all"),
     "quantised-cnn": Entry(quantised_cnn, "two convolutions on images of a few grey levels"),
+    "shift-cnn": Entry(_shift_cnn, "any network behind random shifts (two convolutions)"),
+    "rotation-cnn": Entry(_rotation_cnn, "any network behind random rotations (two convolutions)"),
+    "random-resize-cnn": Entry(_resize_cnn, "any network behind random resizing and padding (two convolutions)"),
+    "smoothed-cnn": Entry(_smoothed_cnn, "any network behind Gaussian smoothing (two convolutions)"),
+    "jpeg-cnn": Entry(_jpeg_cnn, "any network behind JPEG compression (two convolutions)"),
+    "bit-depth-cnn": Entry(_bit_depth_cnn, "any network on images of few bits (two convolutions)"),
     "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
     "pni-cnn": Entry(PNICNN, "two convolutions with parametric noise on weights, activations or the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
