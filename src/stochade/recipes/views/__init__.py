@@ -5,6 +5,7 @@ from collections.abc import Callable
 from stochade.recipes.result import Reproduction
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
+from stochade.recipes.views.gradients import gradients
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
 
@@ -13,5 +14,6 @@ View = Callable[[Reproduction], list[Figure] | list[Strip] | list[Figure | Strip
 VIEWS: dict[str, View] = {
     "accuracy-over-budget": accuracy_over_budget,
     "confidence": confidence,
+    "gradients": gradients,
     "train-test-gap": train_test_gap,
 }
