@@ -18,7 +18,9 @@ from stochade.errors import ModelError, UsageError
 
 Method = Literal["auto", "grouped", "unfold"]
 _FEW_CHANNELS = 3  # measured: up to here patches and bmm are no slower than groups, above they are two times slower
-_CACHE = 1 << 19  # numbers that the masked filters of one chunk of examples may have: about a core's cache
+_CACHE = (
+    1 << 18
+)  # numbers in the masked filters of a chunk of examples: 1 MiB, a core's cache; more only costs memory
 
 
 def conv2d_per_example(
