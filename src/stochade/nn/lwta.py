@@ -14,7 +14,9 @@ from torch import Tensor
 
 from stochade.errors import ModelError, UsageError
 from stochade.nn.discrete import Discrete, Surrogate
-from stochade.nn.sampling import gumbel_like, logistic_like
+from stochade.nn.sampling import gumbel_like, logistic_, logistic_like
+
+_FAR = 40.0  # a share of 4e-18 is none; smaller ones end among the subnormal numbers, where arithmetic is slow
 
 
 def _blocks(x: Tensor, units: int) -> Tensor:
@@ -34,22 +36,22 @@ def _shares(x: Tensor, units: int, temperature: float, noise: Tensor | None = No
     if noise is None:
         return torch.softmax(scores / temperature, 2)
     if units == 2:
-        share = ((noise + scores[:, :, 0] - scores[:, :, 1]) / temperature).sigmoid()
+        share = ((noise + scores[:, :, 0] - scores[:, :, 1]) / temperature).clamp(-_FAR, _FAR).sigmoid()
         return torch.stack((share, 1 - share), 2)
     return torch.softmax((scores + noise) / temperature, 2)
 
 
 def _pairs(x: Tensor, temperature: float) -> Tensor:
-    """A soft draw for blocks of two without a record for the backward: the bits of `_shares` in fewer passes."""
+    """A soft draw for blocks of two without a record for the backward: what `_shares` gives, worked out where the
+    result will stand."""
     blocks = _blocks(x, 2)
     first, second = blocks.unbind(2)
-    lead = logistic_like(first).add_(first).sub_(second)
-    share = lead.div_(temperature).sigmoid_()
-    if share.dtype != x.dtype:  # half precision: the noise is wide
-        return _applied(x, torch.stack((share, 1 - share), 2))
     out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
-    torch.mul(first, share, out=out[:, :, 0])
-    torch.mul(second, share.neg_().add_(1), out=out[:, :, 1])
+    share, rest = out.unbind(2)
+    logistic_(share).add_(first).sub_(second).div_(temperature).clamp_(-_FAR, _FAR).sigmoid_()
+    torch.sub(share.new_ones(()), share, out=rest)
+    rest.mul_(second)
+    share.mul_(first)
     return out.flatten(1, 2)
 
 
@@ -148,7 +150,8 @@ class LWTA(Discrete):
 
     def _draw(self, x: Tensor, backward_temperature: float) -> Tensor:
         """One draw; the derivative is that of the same noise at `backward_temperature`."""
-        if self.units == 2 and not self.winner_takes_all and not (torch.is_grad_enabled() and x.requires_grad):
+        record = torch.is_grad_enabled() and x.requires_grad
+        if self.units == 2 and not (record or self.winner_takes_all) and x.dtype in (torch.float32, torch.float64):
             return _pairs(x, self._now)
         noise = _noise(x, self.units)
         shares = _shares(x, self.units, self._now, noise)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_ROOM = 2**-24  # between a uniform number and the ends, so that its logit stays finite
+
 
 def uniform_like(x: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) shaped like `x`.
@@ -32,4 +34,9 @@ def logistic_like(x: Tensor) -> Tensor:
 
     It has the law of the difference of two independent Gumbel variables, at a quarter of their cost.
     """
-    return uniform_like(x).logit_(2**-24)
+    return uniform_like(x).logit_(_ROOM)
+
+
+def logistic_(out: Tensor) -> Tensor:
+    """Fills `out` (float32 or float64) with the numbers that `logistic_like` would give."""
+    return out.uniform_().logit_(_ROOM)
