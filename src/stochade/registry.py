@@ -19,6 +19,7 @@ from stochade.models.broken import LWTACNN, SAPCNN, quantised_cnn
 from stochade.models.encoded import rate_coded
 from stochade.models.gated import GatedNet
 from stochade.models.lwta import LWTAMLP, BayesianLWTA
+from stochade.models.masked_units import DropConnectCNN, DropoutCNN, StandoutCNN
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.pni import PNICNN
@@ -47,8 +48,10 @@ class Entry:
         }
 
 
-def _noisy_cnn(input_shape: Sequence[int], classes: int, sigma: float = 0.25, scope: str = "example") -> nn.Module:
-    return NoisyInput(CNN2(input_shape, classes), sigma, scope)  # type: ignore[arg-type]
+def _noisy_cnn(
+    input_shape: Sequence[int], classes: int, sigma: float = 0.25, scope: str = "example", network: str = "2cnn"
+) -> nn.Module:
+    return NoisyInput(_named(network, classes, input_shape), sigma, scope)  # type: ignore[arg-type]
 
 
 def _rate_cnn(input_shape: Sequence[int], classes: int, steps: int = 8, hidden: int = 100) -> nn.Module:
@@ -105,6 +108,10 @@ MODELS: dict[str, Entry] = {
     "2cnn-reinforce": Entry(ReinforcedNet, "two convolutions, units that learn by REINFORCE", {"channels": (32, 64)}),
     "bnn": Entry(BNN, "weights and activations of -1 and +1 after a first convolution in full precision"),
     "bnn-stochastic": Entry(BNN, "the same with the weights of its last convolution drawn", {"drawn": "last"}),
+    "2cnn-standout": Entry(StandoutCNN, "two convolutions with adaptive dropout, dense 100 of binary units"),
+    "2cnn-dropconnect": Entry(DropConnectCNN, "two convolutions, filters masked at random", {"rescale": True}),
+    "2cnn-random-mask": Entry(DropConnectCNN, "the same without rescaling what is kept", {"rescale": False}),
+    "2cnn-dropout": Entry(DropoutCNN, "two convolutions with dropout that stays on at test"),
     "gated": Entry(GatedNet, "convolutions gated weight by weight by draws that depend on the image (small SGBN)"),
     "sgbn": Entry(SGBN, "two convolutions gated weight by weight, dense 100 of binary units (SGBN; 32 M on MNIST)"),
     "sgbn-1w": Entry(SGBN, "SGBN whose gate networks share the convolutions' filters", {"own": False}),
@@ -122,7 +129,7 @@ MODELS: dict[str, Entry] = {
     "smoothed-cnn": Entry(_smoothed_cnn, "any network behind Gaussian smoothing (two convolutions)"),
     "jpeg-cnn": Entry(_jpeg_cnn, "any network behind JPEG compression (two convolutions)"),
     "bit-depth-cnn": Entry(_bit_depth_cnn, "any network on images of few bits (two convolutions)"),
-    "noisy-cnn": Entry(_noisy_cnn, "two convolutions behind Gaussian noise on the input"),
+    "noisy-cnn": Entry(_noisy_cnn, "any network behind Gaussian noise on the input (two convolutions)"),
     "pni-cnn": Entry(PNICNN, "two convolutions with parametric noise on weights, activations or the input"),
     "masked-cnn": Entry(MaskedCNN, "one convolution, weights masked at random for every example (DropConnect)"),
     "rate-cnn": Entry(_rate_cnn, "one convolution on Bernoulli rate codes, logits averaged over time"),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from stochade import checkpoint
-from stochade.attacks import Descent
+from stochade.attacks import Attack, Descent
 from stochade.attacks.registry import parse_attack
 from stochade.attacks.threats import Linf
 from stochade.data import Images
@@ -17,6 +17,8 @@ from stochade.randomness import forked, seed_for
 from stochade.recipes.schema import Network, Recipe, Scale, Training
 from stochade.registry import build
 from stochade.train import train
+from stochade.train.elbo import ELBO
+from stochade.train.mixture import Mixture
 from stochade.train.objectives import Adversarial, Standard, TrainingObjective
 from stochade.train.optimizers import optimizer_named
 from stochade.train.penalties import Penalised
@@ -76,8 +78,8 @@ def trained(
     wanted = set(only) | {n.before for n in recipe.network if n.name in only}
     for network in (n for n in recipe.network if n.name in wanted):
         options, training = settings_of(network, scale, scale_name)
-        with forked(seed_for(seed, "initial weights", network.model)):
-            model = build(network.model, images.shape[1:], images.num_classes, **options)
+        with forked(seed_for(seed, "initial weights", network.model_at(scale_name))):
+            model = build(network.model_at(scale_name), images.shape[1:], images.num_classes, **options)
         if network.before:
             source = done[network.before]
             checkpoint.load_into(model, checkpoint.tensors_of(source.model))
@@ -104,18 +106,23 @@ def _one(
     return Trained(name, seed, model.eval(), facts)
 
 
+def _whole_batch(attack: Attack) -> Attack:
+    """Nobody leaves: every image is trained on."""
+    return replace(attack, drop_fooled=False) if isinstance(attack, Descent) else attack
+
+
 def parts_of(training: Training) -> dict[str, Any]:
     """The options of `train` that a recipe's training stands for."""
-    objective: TrainingObjective = Standard()
+    objective: TrainingObjective = ELBO() if training.elbo else Standard()
+    attacks = [_whole_batch(parse_attack(text, Linf(0.1))) for text in training.attacks()]
     if training.objective == "reinforce":
         objective = Reinforced()
+    elif training.objective == "mixture":
+        objective = Mixture(tuple(attacks), training.tau, training.start, objective)
     elif training.objective:
-        objective = SETUPS[training.objective]().objective
-    elif training.adversarial:
-        attack = parse_attack(training.adversarial, Linf(0.1))
-        if isinstance(attack, Descent):
-            attack = replace(attack, drop_fooled=False)  # every image is trained on
-        objective = Adversarial(attack, training.tau, start=training.start)
+        objective = SETUPS[training.objective](objective).objective
+    elif attacks:
+        objective = Adversarial(attacks[0], training.tau, start=training.start, inner=objective)
     if training.l1 or training.l2:
         objective = Penalised(objective, training.l1, training.l2)
     return {

@@ -33,7 +33,8 @@ class Training(_Table):
         epochs, batch, lr: as for `stochade.train.train`.
         optimizer: "adam" or "sgd". schedule: "", or as `stochade train --schedule` writes it.
         adversarial: an attack with its options. tau: weight of the clean loss beside it. start: first epoch with it.
-        objective: one of the papers' own by name, in place of `adversarial`.
+        objective: one of the papers' own by name, in place of `adversarial`; "mixture": every batch is clean with
+            probability tau, else under one of the attacks of `adversarial`, which semicolons part.
         elbo: whether the divergences of LWTA layers join the loss.
         l1, l2: penalties on every layer's weights.
         slope: whether binary units' slopes are annealed.
@@ -45,7 +46,7 @@ class Training(_Table):
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: str = ""
-    objective: Literal["", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta"] = ""
+    objective: Literal["", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta", "mixture"] = ""
     adversarial: str = ""
     tau: Share = 0.5
     start: Annotated[int, Field(ge=0)] = 0
@@ -58,16 +59,24 @@ class Training(_Table):
     def _parses(self):
         try:
             parse_schedule(self.schedule or "constant", self.epochs)
-            if self.adversarial:
-                parse_attack(self.adversarial, Linf(0.1))
+            for text in self.attacks():
+                parse_attack(text, Linf(0.1))
         except StochadeError as problem:
             raise ValueError(str(problem)) from None
+        if self.objective == "mixture" and not self.adversarial:
+            raise ValueError("objective mixture needs attacks in adversarial")
         return self
+
+    def attacks(self) -> list[str]:
+        """The attacks of training, one text each."""
+        return [text.strip() for text in self.adversarial.split(";") if text.strip()]
 
 
 class Change(_Table):
-    """What a scale changes about one network: options of the model, and keys of its training."""
+    """What a scale changes about one network: options of the model, and keys of its training; with another `model`
+    (a smaller stand-in) its options start anew."""
 
+    model: str = ""
     options: dict[str, Any] = {}
     training: dict[str, Any] = {}
 
@@ -95,23 +104,27 @@ class Network(_Table):
 
     @model_validator(mode="after")
     def _known(self):
-        if self.model not in MODELS:
-            raise ValueError(f"model {self.model!r} is not registered; registered: {', '.join(MODELS)}")
-        known = MODELS[self.model].options()
         for change in (self, self.smoke, self.small, self.paper):
+            model = change.model or self.model
+            if model not in MODELS:
+                raise ValueError(f"model {model!r} is not registered; registered: {', '.join(MODELS)}")
+            known = MODELS[model].options()
             for option in change.options:
                 if option not in known:
-                    raise ValueError(
-                        f"{self.model!r} has no option {option!r}; options: {', '.join(known) or 'none'}"
-                    )
+                    raise ValueError(f"{model!r} has no option {option!r}; options: {', '.join(known) or 'none'}")
         for scale in SCALES:
             self.at(scale)
         return self
 
+    def model_at(self, scale: str) -> str:
+        """The registered model at a scale."""
+        return getattr(self, scale).model or self.model
+
     def at(self, scale: str) -> tuple[dict[str, Any], Training]:
         """(options of the model, its training) at a scale."""
         change: Change = getattr(self, scale)
-        return self.options | change.options, Training.model_validate(self.training.model_dump() | change.training)
+        options = change.options if change.model else self.options | change.options
+        return options, Training.model_validate(self.training.model_dump() | change.training)
 
 
 class Attacked(_Table):
@@ -144,12 +157,13 @@ class Audited(_Table):
 
 
 class Published(_Table):
-    """A number of the paper, in percent. `what`: under an "attack", "clean", on "train" images, or "transfer"."""
+    """A number of the paper, in percent. `what`: under an "attack", "clean", on "train" images, "transfer", or the
+    "sum" of the accuracies under several attacks, which may exceed 100."""
 
     network: str
     value: Annotated[float, Field(ge=0, le=200)]
     spread: float | None = None
-    what: Literal["attack", "clean", "train", "transfer"] = "attack"
+    what: Literal["attack", "clean", "train", "transfer", "sum"] = "attack"
     attack: str = ""
     budget: float | None = None
     source: str = ""
@@ -185,7 +199,7 @@ class Recipe(_Table):
 
     name: str
     title: str
-    paper: Literal["kubo2019", "kaspar2024", "pallaprolu2020", "mukhoty2025", "wu2024"]
+    paper: Literal["kubo2019", "kaspar2024", "pallaprolu2020", "mukhoty2025", "wu2024", "survey"]
     place: str
     claim: str
     notes: str = ""
