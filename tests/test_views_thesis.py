@@ -1,15 +1,20 @@
 """The thesis' views against numbers computed independently on tiny networks."""
 
+import base64
+import io
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from stochade.data import Images
+from stochade.recipes.schema import Attacked
 from stochade.recipes.views.gradients import gradients, measured
+from stochade.recipes.views.pictures import distances, enlarged, perturbations
 
 
 class Linear(nn.Module):
@@ -80,3 +85,49 @@ class TestGradients:
             assert sum(v or 0 for v in trace["y"]) == pytest.approx(1)
         assert bars.data[0]["x"] == ["a", "b"]
         assert bars.data[0]["y"][1] > bars.data[0]["y"][0]
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))), dtype=float) / 255
+
+
+class TestPictures:
+    fgsm = Attacked(name="FGSM", attack="fgsm", budgets=[0.05, 0.1])
+
+    def test_distances_of_fgsm_on_a_linear_model(self, linear):
+        """FGSM moves every pixel by the sign of W' (softmax - onehot), up to the box."""
+        r = reproduction({"linear": linear}, [self.fgsm])
+        x, y = r.test[:]
+        p = torch.softmax(x.flatten(1) @ linear.weight.T, 1) - torch.eye(3)[y]
+        steps = (p @ linear.weight).detach().sign().view_as(x)
+        expected = [float(((x + e * steps).clamp(0, 1) - x).abs().sum() / len(x)) for e in (0.05, 0.1)]
+        (figure,) = distances(r)
+        assert figure.data[0]["x"] == [0.0, 0.05, 0.1]
+        np.testing.assert_allclose(figure.data[0]["y"], [0.0, *expected], rtol=1e-5)
+        assert [float(row[2]) for row in figure.rows] == pytest.approx(expected, abs=0.006)
+
+    def test_a_network_without_gradient_moves_nothing(self, linear):
+        class Flat(nn.Module):
+            def forward(self, x):
+                return 0 * x.flatten(1) @ linear.weight.T
+
+        (figure,) = distances(reproduction({"flat": Flat()}, [self.fgsm]))
+        assert figure.data[0]["y"] == [0, 0, 0]
+        assert figure.rows[-1][-1] == "0.0 %"
+
+    def test_strips_show_the_image_its_change_and_the_sum(self, linear):
+        r = reproduction({"linear": linear}, [self.fgsm])
+        (strip,) = perturbations(r)
+        assert len(strip.images) == 3 * 2  # classes 1 and 0 are there, 4 is not
+        (clean, text), (change, _), (perturbed, _) = (strip.images[i] for i in range(3))
+        assert "1" in text
+        x, y = r.test[np.array([1])]
+        p = torch.softmax(x.flatten(1) @ linear.weight.T, 1) - torch.eye(3)[y]
+        made = (x + 0.1 * (p @ linear.weight).sign().view_as(x)).clamp(0, 1)
+        large = lambda t: np.kron(np.asarray(t.detach())[0, 0], np.ones((21, 21)))  # noqa: E731
+        np.testing.assert_allclose(pixels(clean), large(x), atol=0.003)
+        np.testing.assert_allclose(pixels(perturbed), large(made), atol=0.003)
+        np.testing.assert_allclose(pixels(change), large(0.5 + (made - x) / 0.2), atol=0.003)
+
+    def test_small_images_are_repeated_pixel_by_pixel(self):
+        assert pixels(enlarged(torch.eye(2)[None])).shape == (84, 84)

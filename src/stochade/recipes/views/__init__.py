@@ -6,6 +6,7 @@ from stochade.recipes.result import Reproduction
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
 from stochade.recipes.views.gradients import gradients
+from stochade.recipes.views.pictures import distances, perturbations
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
 
@@ -14,6 +15,8 @@ View = Callable[[Reproduction], list[Figure] | list[Strip] | list[Figure | Strip
 VIEWS: dict[str, View] = {
     "accuracy-over-budget": accuracy_over_budget,
     "confidence": confidence,
+    "distances": distances,
     "gradients": gradients,
+    "perturbations": perturbations,
     "train-test-gap": train_test_gap,
 }

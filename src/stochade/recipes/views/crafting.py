@@ -36,13 +36,17 @@ def input_gradients(model: nn.Module, x: Tensor, y: Tensor, purpose: str = "grad
     return torch.cat(parts)
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor, draws: int = 5) -> float:
-    """Mean accuracy of one prediction over `draws` draws; the model stays as it was."""
-    right = 0.0
+def predicted(model: nn.Module, x: Tensor, draw: int = 0) -> Tensor:
+    """[N]: classes of one draw, the same ones at every call with the same `draw`; the model stays as it was."""
+    parts = []
     with untouched(model), torch.no_grad():
         model.eval()
-        for draw in range(draws):
-            for start in range(0, len(x), CHUNK):
-                reseed(seed_for(0, "view", "score", draw, start))
-                right += float((model(x[start : start + CHUNK]).argmax(1) == y[start : start + CHUNK]).sum())
-    return right / (draws * len(x))
+        for start in range(0, len(x), CHUNK):
+            reseed(seed_for(0, "view", "prediction", draw, start))
+            parts.append(model(x[start : start + CHUNK]).argmax(1))
+    return torch.cat(parts)
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, draws: int = 5) -> float:
+    """Mean accuracy of one prediction over `draws` draws."""
+    return sum(float((predicted(model, x, draw) == y).double().mean()) for draw in range(draws)) / draws

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from stochade.recipes.result import Reproduction
 from stochade.recipes.views.crafting import input_gradients
+from stochade.recipes.views.styles import curve
 from stochade.report.figures import Figure
 
 MOST = 500  # images
 BINS = 41
-_COLOURS = ("single", "vote", "all", "published")
-_DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def gradients(r: Reproduction) -> list[Figure]:
@@ -34,12 +33,7 @@ def figures_of(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> list[Figur
     data, rows = [], []
     for index, (name, (values, facts)) in enumerate(found.items()):
         share = np.histogram(values.clip(edges[0], edges[-1]), edges)[0] / len(values)
-        data.append({
-            "type": "scatter", "mode": "lines", "name": name, "x": centres,
-            "y": [s if s else None for s in share.tolist()],
-            "line": {"dash": _DASHES[index // len(_COLOURS) % len(_DASHES)], "width": 2, "shape": "hvh"},
-            "meta": {"colour": _COLOURS[index % len(_COLOURS)]},
-        })  # fmt: skip
+        data.append(curve(index, name, centres, [s or None for s in share.tolist()]))
         rows.append([name, *[f"{facts[key]:.3g}" for key in ("mean", "deviation", "zeros", "cosine")]])
     columns = ["network", "mean", "standard deviation", "share exactly zero", "cosine between two draws"]
     note = (
@@ -54,7 +48,7 @@ def figures_of(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> list[Figur
     spread = [found[name][1]["deviation"] for name in names]
     bars = [{"type": "bar", "x": names, "y": spread, "name": "standard deviation", "meta": {"colour": "single"}}]
     sizes = {"yaxis": {"title": {"text": "standard deviation"}}, "bargap": 0.5}
-    told = "Where draws disagree (cosine near 0) a large gradient misleads the attack; it does not make the network safe."
+    told = "Where draws disagree (cosine near 0) a large gradient misleads the attack; it makes no network safe."
     return [
         Figure("gradients", "Gradients of the loss with respect to the input", note, data, layout, columns, rows),
         Figure("gradient-spread", "Spread of the gradients", told, bars, sizes, columns[:1] + columns[2:3],
