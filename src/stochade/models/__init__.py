@@ -5,6 +5,7 @@ from stochade.models.broken import LWTACNN, SAPCNN, QuantisedInput
 from stochade.models.encoded import Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
 from stochade.models.lwta import LWTAMLP, BayesianLWTA
+from stochade.models.masked_units import DropConnectCNN, DropoutCNN, StandoutCNN
 from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.reinforced import ReinforcedNet
@@ -21,6 +22,8 @@ __all__ = [
     "MLP",
     "SAPCNN",
     "BayesianLWTA",
+    "DropConnectCNN",
+    "DropoutCNN",
     "Encoded",
     "FrameMean",
     "GateModule",
@@ -31,6 +34,7 @@ __all__ = [
     "QuantisedInput",
     "ReinforcedNet",
     "ResNet",
+    "StandoutCNN",
     "WideResNet",
     "rate_coded",
 ]

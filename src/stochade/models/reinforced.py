@@ -9,7 +9,8 @@ from stochade.nn.reinforce import ReinforceBinary
 class ReinforcedNet(_Plain):
     """5x5 convolutions of stride 2 with ReLUs, dense, REINFORCE units, classes. [N,C,H,W] -> [N,K].
 
-    Train it with the objective `stochade.train.Reinforced()`, which `train` takes by itself; others are refused.
+    Train it with the objective `stochade.train.reinforced.Reinforced()`, which `stochade train` takes by itself;
+    backpropagation in training mode is refused.
 
     Args:
         channels: of the convolutions: (), (32,) and (32, 64) are the thesis' MLP, 1CNN and 2CNN.

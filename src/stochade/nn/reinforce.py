@@ -40,7 +40,7 @@ class _NoOwnBackward(torch.autograd.Function):
 class ReinforceBinary(Discrete):
     """Fires 1 with probability sigmoid(a), independently for every example and unit; learns by REINFORCE.
 
-    While `recorded` is open (the objective `stochade.train.Reinforced` opens it) nothing is backpropagated through
+    While `recorded` is open (the objective `Reinforced` opens it) nothing is backpropagated through
     the unit: layers below learn through g_a alone. Outside, in training mode, a backward pass is refused, because it
     would train another network than the name says. In evaluation mode the gradient is the soft straight-through
     one: the unit's own estimate is noise to an attacker, and is never given to one.
