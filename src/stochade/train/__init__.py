@@ -6,6 +6,7 @@ from stochade.train.mixture import Mixture
 from stochade.train.objectives import Adversarial, Measured, Standard, TrainingObjective, adversarial, standard
 from stochade.train.optimizers import optimizer_named
 from stochade.train.penalties import Penalised
+from stochade.train.reinforced import Reinforced
 from stochade.train.schedules import Constant, Cosine, Halving, Steps, parse_schedule
 from stochade.train.setups import SETUPS, Setup, lab_report_mixture
 from stochade.train.state import Epoch
@@ -22,6 +23,7 @@ __all__ = [
     "Measured",
     "Mixture",
     "Penalised",
+    "Reinforced",
     "Setup",
     "Standard",
     "Steps",
