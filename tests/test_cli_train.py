@@ -14,9 +14,13 @@ import torch
 from stochade import checkpoint
 from stochade.attacks import PGD, Linf
 from stochade.cli.main import _parse, main
-from stochade.cli.train import parse_options, passes_of
+from stochade.cli.train import asked_for, parse_options, passes_of
 from stochade.errors import StochadeError, UsageError
+from stochade.nn import LWTA
+from stochade.nn.reinforce import ReinforceBinary
+from stochade.registry import build
 from stochade.train import Adversarial, Cosine, Mixture, Penalised, Standard, Steps, lab_report_mixture
+from stochade.train.elbo import ELBO
 from stochade.train.reinforced import Reinforced
 from stochade.train.settings import named
 from stochade.train.setups import pni
@@ -61,12 +65,14 @@ def test_a_setup_is_the_paper_s_until_a_part_is_changed():
 
 
 def test_models_get_the_objective_that_their_layers_ask_for():
-    from stochade.nn.reinforce import ReinforceBinary
-
     command = _parse(["train", "mlp", "--out", "x", "--adversarial", "fgsm"])
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), ReinforceBinary(4))
     assert isinstance(command._settings(network)["objective"].inner, Reinforced)
     assert isinstance(command._settings(torch.nn.Linear(4, 4))["objective"].inner, Standard)
+    competing = torch.nn.Sequential(torch.nn.Linear(4, 4), LWTA(2))
+    assert isinstance(command._settings(competing)["objective"].inner, ELBO)
+    assert asked_for(torch.nn.Sequential(LWTA(2, stochastic=False))) == "standard"
+    assert asked_for(build("lwta-bayesian")) == "elbo"
     assert isinstance(settings("--objective", "reinforced")["objective"], Reinforced)
     command.objective = "standard"
     assert isinstance(command._settings(network)["objective"].inner, Standard)

@@ -12,7 +12,7 @@ from stochade.cli import common
 from stochade.errors import UsageError
 
 Name = Annotated[str, Positional, PositionalMetavarFromFieldName]
-OBJECTIVES = ("auto", "standard", "reinforced")
+OBJECTIVES = ("auto", "standard", "reinforced", "elbo")
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Train:
     patience: int | None = None
     """Stop after so many epochs without a better one on the validation images."""
     objective: str = "auto"
-    """auto, standard or reinforced; auto takes what the model's layers ask for."""
+    """auto, standard, reinforced or elbo; auto takes what the model's layers ask for."""
     adversarial: str | None = None
     """Train on this attack's images as well: "pgd steps=7"."""
     clean_weight: Annotated[float, arg(aliases=["--tau"])] = 0.5
@@ -166,11 +166,11 @@ class Train:
 
     def _inner(self, model: Any) -> Any:
         from stochade.train import Standard
+        from stochade.train.elbo import ELBO
         from stochade.train.reinforced import Reinforced
 
-        if self.objective == "reinforced" or (self.objective == "auto" and _has_reinforce_units(model)):
-            return Reinforced()
-        return Standard()
+        name = asked_for(model) if self.objective == "auto" else self.objective
+        return {"standard": Standard, "reinforced": Reinforced, "elbo": ELBO}[name]()
 
     def _attacked(self, inner: Any) -> Any:
         from stochade.attacks import parse_threat
@@ -223,10 +223,19 @@ def passes_of(objective: Any) -> float:
     return passes_of(objective.inner) if hasattr(objective, "inner") else 1
 
 
-def _has_reinforce_units(model: Any) -> bool:
+def asked_for(model: Any) -> str:
+    """What a model's layers ask for: "reinforced" for REINFORCE units, "elbo" for stochastic winners and
+    Gaussian weights, else "standard"."""
+    from stochade.nn import LWTA
+    from stochade.nn.bayesian import BlockUtility, GaussianConv2d, GaussianLinear
     from stochade.nn.reinforce import ReinforceBinary
 
-    return model is not None and any(isinstance(module, ReinforceBinary) for module in model.modules())
+    modules = [] if model is None else list(model.modules())
+    if any(isinstance(module, ReinforceBinary) for module in modules):
+        return "reinforced"
+    if any(isinstance(module, BlockUtility | GaussianConv2d | GaussianLinear) for module in modules):
+        return "elbo"
+    return "elbo" if any(isinstance(module, LWTA) and module.stochastic for module in modules) else "standard"
 
 
 def parse_options(model: str, text: str) -> dict[str, Any]:
