@@ -12,7 +12,10 @@ from PIL import Image
 from torch import nn
 
 from stochade.data import Images
+from stochade.models.sgbn import SGBN
 from stochade.recipes.schema import Attacked
+from stochade.recipes.views.gates import gated_layers, gates, seen_by, tinted
+from stochade.recipes.views.gates import measured as gates_of
 from stochade.recipes.views.gradients import gradients, measured
 from stochade.recipes.views.pictures import distances, enlarged, perturbations
 
@@ -131,3 +134,73 @@ class TestPictures:
 
     def test_small_images_are_repeated_pixel_by_pixel(self):
         assert pixels(enlarged(torch.eye(2)[None])).shape == (84, 84)
+
+
+def small_sgbn(head: Any = "full", classes=3, side=8) -> SGBN:
+    torch.manual_seed(3)
+    return SGBN((1, side, side), classes, (4, 4), hidden=8, width=6, head=head).eval()
+
+
+class TestGates:
+    @pytest.mark.parametrize("head", ["full", "factored"])
+    def test_probabilities_are_the_mean_of_the_gates(self, head):
+        """2,000 draws: a mean is off by 4.5 of its deviations in one of 7e-6 gates, 144 gates: false alarm 0.1 %."""
+        model, x = small_sgbn(head), images(2, 8)[:][0]
+        layer = gated_layers(model)[1]
+        found = seen_by(model, layer, x)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            drawn = sum(layer.mask(found.inputs).double() for _ in range(2000)) / 2000
+        p = found.probabilities.double()
+        assert bool(((drawn - p).abs() <= 4.5 * (p * (1 - p) / 2000).sqrt() + 1e-3).all())
+        assert set(found.gates.unique().tolist()) <= {0.0, 1.0}
+
+    def test_inputs_and_outputs_are_those_of_the_layer(self):
+        model, x = small_sgbn(), images(3, 8)[:][0]
+        first = seen_by(model, gated_layers(model)[0], x)
+        assert torch.equal(first.inputs, x)
+        conv = gated_layers(model)[0].conv
+        own = [
+            torch.nn.functional.conv2d(x[i : i + 1], first.gates[i] * conv.weight, conv.bias, padding=1)[0]
+            for i in range(3)
+        ]
+        torch.testing.assert_close(first.outputs, torch.stack(own), atol=1e-5, rtol=1e-4)
+
+    def test_histogram_and_facts(self):
+        """Logits set by hand: half of the gates at sigmoid(4), half at sigmoid(-1), the same for every image."""
+        model = small_sgbn()
+        layer = gated_layers(model)[0]
+        with torch.no_grad():
+            layer.module.head.weight.zero_()
+            layer.module.head.bias.copy_(torch.tensor([4.0, -1.0]).repeat(18))
+        x, y = images(6, 8)[:]
+        share, facts = gates_of(model, layer, x, y, np.linspace(0, 1, 11))
+        assert share.tolist() == pytest.approx([0, 0, 0.5, 0, 0, 0, 0, 0, 0, 0.5])
+        mean = (1 / (1 + np.exp(-4)) + 1 / (1 + np.exp(1))) / 2
+        assert facts == pytest.approx({"on": mean, "sure": 0.5, "same": 0, "other": 0})
+
+    def test_differences_go_to_the_right_side(self):
+        """Gates that follow the label: same class 0, other class |sigmoid(2) - sigmoid(-2)|."""
+        model = small_sgbn(classes=2)
+        layer = gated_layers(model)[0]
+        y = torch.tensor([0, 1, 0, 1])
+        layer.logits = lambda x: (4.0 * y - 2).view(-1, 1).expand(-1, 36)  # type: ignore[method-assign]
+        _, facts = gates_of(model, layer, torch.rand(4, 1, 8, 8), y, np.linspace(0, 1, 11))
+        gap = 1 / (1 + np.exp(-2)) - 1 / (1 + np.exp(2))
+        assert facts["same"] == pytest.approx(0)
+        assert facts["other"] == pytest.approx(gap)
+
+    def test_the_view_skips_networks_without_gates(self, linear):
+        r = reproduction(
+            {"plain": SGBN((1, 8, 8), 3, (4,), gated=(), hidden=8), "gated": small_sgbn()}, test=images(12, 8)
+        )
+        shown: list[Any] = gates(r)
+        first, _, strip = shown[:3]
+        assert [row[0] for row in first.rows] == ["gated"]
+        assert "of gated: a 1" in strip.title
+        assert len(shown) == 2 + 3
+
+    def test_colours(self):
+        picture = tinted(torch.tensor([[[0.0, 0.5, 1.0]], [[1.0, 0.0, 0.0]]]))
+        assert picture[:, 0].T.tolist() == [[0, 0, 1], [1, 1, 1], [1, 0, 0]]
+        assert picture[:, 2].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from stochade.recipes.result import Reproduction
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
+from stochade.recipes.views.gates import gates
 from stochade.recipes.views.gradients import gradients
 from stochade.recipes.views.pictures import distances, perturbations
 from stochade.report.document import Strip
@@ -16,6 +17,7 @@ VIEWS: dict[str, View] = {
     "accuracy-over-budget": accuracy_over_budget,
     "confidence": confidence,
     "distances": distances,
+    "gates": gates,
     "gradients": gradients,
     "perturbations": perturbations,
     "train-test-gap": train_test_gap,
