@@ -93,7 +93,8 @@ def cell(score: Estimate | None, spread: float | None = None) -> str:
     return text
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table as lines."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines]
 
@@ -216,7 +217,7 @@ def markdown(r: Reproduction) -> str:
     for heading, columns, rows, note in [
         summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)
     ]:  # fmt: skip
-        lines += ["", f"## {heading}", "", *_table(columns, rows), *(["", note] if note else [])]
+        lines += ["", f"## {heading}", "", *table(columns, rows), *(["", note] if note else [])]
     reasons = [(row.name, title) for row in r.rows for title in masking(row)]
     if reasons:
         lines += ["", "## What hides the way", "", *[f"- {name}: {title}." for name, title in reasons]]

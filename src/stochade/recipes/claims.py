@@ -1,0 +1,84 @@
+"""The page of claims: what was published, what we replicated, what an adaptive attack leaves, what hides the way.
+
+    python -m stochade.recipes.claims results/recipes docs/claims.md
+
+Every number comes from the `result.json` of a recipe's run; the page is generated and not written by hand.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from stochade.errors import RecordsError
+from stochade.evaluate.intervals import Estimate
+from stochade.files import write_atomically
+from stochade.recipes.tables import NONE, cell
+
+INTRO = """# Claims
+
+What the papers say about a defence, what their own attack leaves here, and what an attack leaves that was searched
+for the very network. Accuracies in percent with 95 % intervals; every accuracy under attack is an upper bound. Paper
+numbers stand beside runs of another size wherever the scale is not `paper`: read the last column. Generated from
+`results/recipes` by `python -m stochade.recipes.claims results/recipes docs/claims.md`.
+"""
+HEAD = ["network", "attack of the paper", "claimed", "replicated", "adaptive", "what hides the way", "run"]
+
+
+def rows_of(document: dict[str, Any]) -> list[list[str]]:
+    """One row for each network of a run that was audited."""
+    about = document["audit"]
+    if about is None:
+        return []
+    found = []
+    meta = document["meta"]
+    run = (
+        f"{document['scale']}: {document['data']}, {meta['train']} train, {meta['test']} test, seeds {meta['seeds']}"
+    )
+    for row in document["rows"]:
+        if not row["audits"]:
+            continue
+        claimed = [
+            p for p in document["published"]
+            if p["network"] == row["network"] and p["what"] == "attack" and p["budget"] == about["budget"]
+        ]  # fmt: skip
+        text = NONE if not claimed else f"{claimed[0]['value']:g}"
+        if claimed and claimed[0]["spread"] is not None:
+            text += f" ± {claimed[0]['spread']:g}"
+        replicated = Estimate(**row["audits"][0]["claimed"])
+        reasons = "; ".join(row["masking"][:2]) or "nothing found"
+        attack = f"{about['attack']}, {about['norm']} {about['budget'] * document['budgets_times']:.3g}"
+        found.append(
+            [row["network"], attack, text, cell(replicated), cell(Estimate(**row["adaptive"])), reasons, run]
+        )
+    return found
+
+
+def markdown(folder: str | Path) -> str:
+    """The page for all runs under a folder; RecordsError where there are none."""
+    files = sorted(Path(folder).glob("*/result.json"))
+    if not files:
+        raise RecordsError(
+            f"results of recipes under {folder}", "none", "run: stochade reproduce NAME, and keep its result.json"
+        )
+    lines = [INTRO]
+    for file in files:
+        document = json.loads(file.read_text())
+        rows = rows_of(document)
+        if rows:
+            lines += [
+                f"## {document['title']}",
+                "",
+                f"{document['paper']}, {document['place']}. {document['claim']}",
+                "",
+            ]
+            lines += [
+                "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |"
+                for line in [HEAD, ["---"] * len(HEAD), *rows]
+            ]
+            lines += ["", f"`{document['meta']['command']}`", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write_atomically(Path(sys.argv[2]), markdown(sys.argv[1]).encode())
