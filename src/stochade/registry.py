@@ -24,6 +24,7 @@ from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.pni import PNICNN
 from stochade.models.preprocessed import behind
+from stochade.models.pruned import pruned_cnn
 from stochade.models.reinforced import ReinforcedNet
 from stochade.models.resnet import ResNet
 from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
@@ -119,6 +120,7 @@ MODELS: dict[str, Entry] = {
     "sgbn-deterministic": Entry(SGBN, "SGBN with sigmoid gates and no draws", {"gates": "deterministic"}),
     "sgbn-cifar": Entry(sgbn_cifar, "SGBN with three convolutions, the last two gated (366 M on 32x32, head=full)"),
     "cnn-added": Entry(plain_cnn, "SGBN's main network without gates, as many parameters (control)"),
+    "pruned-cnn": Entry(pruned_cnn, "SGBN's main network with adaptive dropout or activation pruning (rivals)"),
     "kwta-cnn": Entry(KWTACNN, "two convolutions with k-winners-take-all"),
     "sap-cnn": Entry(SAPCNN, "two convolutions, stochastic activation pruning after each ReLU"),
     "lwta-cnn": Entry(LWTACNN, "eight convolutions with stochastic local winner-takes-all"),
