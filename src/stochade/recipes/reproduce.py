@@ -119,8 +119,9 @@ def reproduce(
     }  # fmt: skip
     records = {name: all_seeds[0]["test"] for name, all_seeds in parts.items()}
     return Reproduction(
-        found, scale, list(rows.values()), matrix, test.note or test.name, facts, first, records, test, validation
-    )
+        found, scale, list(rows.values()), matrix, test.note or test.name, facts, first, records, test, validation,
+        show_progress,
+    )  # fmt: skip
 
 
 def _some(images: Images, count: int) -> Images:

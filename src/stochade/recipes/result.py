@@ -51,6 +51,8 @@ class Reproduction:
         meta: provenance, counts and settings.
         networks: the trained networks of the first seed, for the views.
         records: name -> records of the first seed.
+        test, validation: the images.
+        show_progress: whether views that take long may say so.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Reproduction:
     records: dict[str, Records] = field(default_factory=dict)
     test: Images | None = None
     validation: Images | None = None
+    show_progress: bool = True
 
     @property
     def settings(self) -> Scale:

@@ -3,17 +3,36 @@
 from collections.abc import Callable
 
 from stochade.recipes.result import Reproduction
+from stochade.recipes.views.attacked import amplified, attack_pictures
+from stochade.recipes.views.boundaries import decision_regions, toy_regions
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
 from stochade.recipes.views.gates import gates
 from stochade.recipes.views.gradients import gradients
+from stochade.recipes.views.landscapes import loss_landscape
+from stochade.recipes.views.linear import robust_linear
+from stochade.recipes.views.patterns import activation_patterns
 from stochade.recipes.views.pictures import distances, perturbations
+from stochade.recipes.views.probabilities import predicted_probabilities
+from stochade.recipes.views.steps import accuracy_by_attack, added_norms
+from stochade.recipes.views.timing import time_per_image
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
 
 View = Callable[[Reproduction], list[Figure] | list[Strip] | list[Figure | Strip]]
 
 VIEWS: dict[str, View] = {
+    "accuracy-by-attack": accuracy_by_attack,
+    "activation-patterns": activation_patterns,
+    "added-norms": added_norms,
+    "amplified": amplified,
+    "attack-pictures": attack_pictures,
+    "decision-regions": decision_regions,
+    "loss-landscape": loss_landscape,
+    "predicted-probabilities": predicted_probabilities,
+    "robust-linear": robust_linear,
+    "time-per-image": time_per_image,
+    "toy-regions": toy_regions,
     "accuracy-over-budget": accuracy_over_budget,
     "confidence": confidence,
     "distances": distances,
