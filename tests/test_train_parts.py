@@ -167,6 +167,8 @@ def test_the_schedule_sets_the_rate_of_every_epoch_also_after_resuming(tmp_path)
     run(one, epochs=1, optimizer=sgd)
     history = run(three, epochs=3, optimizer=sgd, schedule=Steps((1,), 1e-30))
     torch.testing.assert_close(one.dense.weight, three.dense.weight, atol=1e-12, rtol=0)
+    assert history.epochs[1].train_loss == pytest.approx(history.epochs[2].train_loss, rel=1e-6)  # nothing moves
+    assert history.epochs[0].train_loss != pytest.approx(history.epochs[1].train_loss, rel=1e-6)
     assert [e.rate for e in history.epochs] == pytest.approx([1e-2, 1e-32, 1e-32])
     whole, broken, momentum = small(), small(), optimizer_named("sgd", weight_decay=1e-3)
     run(whole, epochs=4, schedule=Halving(1), optimizer=momentum)
