@@ -194,8 +194,11 @@ def test_gate_network_is_what_the_table_says():
     small = GateNetwork((1, 6, 6), 4, 2, 3, 1, 1, 5, "tanh").eval()
     x = torch.rand(3, 1, 6, 6)
     assert small.conv is not None
-    seen = F.batch_norm(small.conv(x).relu(), torch.zeros(2), torch.ones(2)).flatten(1)
-    seen = F.batch_norm(small.first(seen).relu(), torch.zeros(5), torch.ones(5))
+    for norm in (small.conv_norm, small.first_norm):
+        assert norm.running_mean is not None
+        norm.running_mean.uniform_(-1, 1)
+    seen = F.batch_norm(small.conv(x).relu(), small.conv_norm.running_mean, torch.ones(2)).flatten(1)
+    seen = F.batch_norm(small.first(seen).relu(), small.first_norm.running_mean, torch.ones(5))
     torch.testing.assert_close(small(x), small.head(small.second(seen).tanh()))
 
 
