@@ -1,5 +1,7 @@
 """Attacks side by side: how a defence falls step by step, and accuracies that were added up."""
 
+from collections import Counter
+
 from stochade.evaluate.intervals import Estimate
 from stochade.recipes.result import Reproduction
 from stochade.recipes.tables import cell
@@ -14,11 +16,12 @@ def accuracy_by_attack(r: Reproduction) -> list[Figure]:
     """Bars of accuracy under every attack of the recipe, in its order, after the clean ones and before the lowest
     accuracy found; one colour for each network."""
     data, rows = [], []
+    times = Counter(a.name for a in r.recipe.attack for _ in a.budgets)
     for index, row in enumerate(r.rows):
         points: list[tuple[str, Estimate]] = [("clean", row.scores["clean", 0.0])]
         for attack in r.recipe.attack:
             for budget in attack.budgets:
-                name = attack.name if len(attack.budgets) == 1 else f"{attack.name} {budget:g}"
+                name = attack.name if times[attack.name] == 1 else f"{attack.name} {budget:.3g}"
                 points.append((name, row.scores[attack.name, budget]))
         if row.found is not None:
             points.append(("adaptive", row.found))
@@ -49,7 +52,7 @@ def added_norms(r: Reproduction) -> list[Figure]:
             (f"{a.norm} {b:g}", row.scores[a.name, b])
             for a in r.recipe.attack
             for b in a.budgets
-            if a.name.startswith(told.attack)
+            if a.name.split()[0] == told.attack
         ]
         values = [100 * (e.value or 0.0) for _, e in parts]
         total = sum(values)
