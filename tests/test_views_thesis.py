@@ -13,11 +13,13 @@ from torch import nn
 
 from stochade.data import Images
 from stochade.models.sgbn import SGBN
+from stochade.recipes import catalogue
 from stochade.recipes.schema import Attacked
 from stochade.recipes.views.gates import gated_layers, gates, seen_by, tinted
 from stochade.recipes.views.gates import measured as gates_of
 from stochade.recipes.views.gradients import gradients, measured
 from stochade.recipes.views.pictures import distances, enlarged, perturbations
+from stochade.registry import build
 
 
 class Linear(nn.Module):
@@ -204,3 +206,15 @@ class TestGates:
         picture = tinted(torch.tensor([[[0.0, 0.5, 1.0]], [[1.0, 0.0, 0.0]]]))
         assert picture[:, 0].T.tolist() == [[0, 0, 1], [1, 1, 1], [1, 0, 0]]
         assert picture[:, 2].T.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("name", [name for name in catalogue.names() if name.startswith("kubo2019-")])
+def test_networks_of_larger_scales_can_be_built(name, scale):
+    """Smoke runs only see 8x8 images."""
+    recipe = catalogue.load(name)
+    shape = (3, 32, 32) if recipe.dataset == "cifar10" else (1, 28, 28)
+    for network in recipe.network:
+        options, _ = network.at(scale)
+        with torch.device("meta"):
+            assert build(network.model, shape, 10, **options) is not None
