@@ -24,7 +24,7 @@ from provenance import QUICK, ROOT, as_lines, commit, provenance, save
 from stochade.models import WideResNet
 
 BAR, REPORT, FACTOR = 1.35, 166.0, 10  # the report's milliseconds per image, and how often we want to beat them
-CASES = [(1, 1), (1, 32), (1, 128), (2, 32), (4, 32), (10, 8)]  # widening, batch; the report's network has widening 1
+CASES = [(1, 1), (1, 32), (1, 128), (2, 16), (4, 8), (10, 2)]  # widening, batch; the report's network has widening 1
 KEPT = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
 
@@ -101,7 +101,7 @@ def markdown(result: dict) -> str:
     state = "met" if slowest * FACTOR <= REPORT else "MISSED"
     lines += [
         "",
-        f"The lab report's network (WRN-34, widening 1) took it {REPORT:.0f} ms per image on hardware that it does not",
+        f"The lab report's network (WRN-34, widening 1) took it {REPORT:.0f} ms per image on hardware it does not",
         f"name; here it takes at most {slowest:.2f} ms of wall time, {REPORT / slowest:.0f} times less.",
         f"Bar, {FACTOR} times less: {state}.",
         "",
@@ -115,7 +115,7 @@ def markdown(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="What stochastic LWTA costs in a wide residual network beside ReLU.")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="three rounds of the smallest case: a smoke run")
     parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -128,7 +128,7 @@ def main() -> None:
     rounds = 3 if arguments.quick else arguments.rounds
     cases = CASES[:1] if arguments.quick else CASES
     facts = {"commit": commit(), "rounds": rounds}
-    heaps = {heap: [in_process(heap, *which, rounds) for which in cases] for heap in HEAPS}
+    heaps = {heap: [in_process(heap, widening, batch, rounds) for widening, batch in cases] for heap in HEAPS}
     result: dict = {"bars": {"ratio": BAR, "factor": FACTOR}, "heaps": heaps, "provenance": provenance(**facts)}
     save(QUICK if arguments.quick else arguments.out, "lwta_cost", result, markdown(result))
 

@@ -186,6 +186,10 @@ def test_bayesian_network_holds_what_it_is_asked_for():
     assert kinds(gaussian=False)[1] == [0, 0, 3, 3, 2]
     assert kinds(utilities=False)[1] == [2, 2, 0, 3, 2]
     assert [m.blocks for m in kinds()[0].modules() if isinstance(m, BlockUtility)] == [2, 3, 4]
+    assert BayesianLWTA((1, 8, 8), channels=(8,), hidden=(12,), units=4).eval()(torch.rand(2, 1, 8, 8)).shape == (
+        2,
+        10,
+    )
     assert scope_of(kinds(test="mean")[0].eval()) == "example"  # the winners are still drawn
     assert scope_of(kinds(sampling="call")[0].eval()) == "call"
     assert scope_of(LWTAMLP(stochastic=False).eval()) == "none"
