@@ -120,7 +120,7 @@ def reproduce(
     records = {name: all_seeds[0]["test"] for name, all_seeds in parts.items()}
     return Reproduction(
         found, scale, list(rows.values()), matrix, test.note or test.name, facts, first, records, test, validation,
-        show_progress,
+        show_progress, train_set,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Reproduction:
         meta: provenance, counts and settings.
         networks: the trained networks of the first seed, for the views.
         records: name -> records of the first seed.
-        test, validation: the images.
+        test, validation, train: the images.
         show_progress: whether views that take long may say so.
     """
 
@@ -66,6 +66,7 @@ class Reproduction:
     test: Images | None = None
     validation: Images | None = None
     show_progress: bool = True
+    train: Images | None = None
 
     @property
     def settings(self) -> Scale:
