@@ -147,7 +147,7 @@ def markdown(result: dict) -> str:
         "with shared weights; median [least, most]. Gradients to input, weights and masks; the floor has no masks.",
         "*grouped* and *patches* are ordinary operations on weights times masks; *factored* scales channels of a",
         "shared convolution. *shared* timed like a contender shows the noise of the measurement. Memory is the",
-        "peak over what was resident, over the floor's; the gradient of the masks, which all forms hand back, is more",
+        "peak over what was resident, over the floor's; the gradient of the masks, which all forms return, is more",
         "than the floor has in all at 32->64 (10.2 MB), so the last column adds it to the floor.",
     ]
     for case, heaps in result["cases"].items():

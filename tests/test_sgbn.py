@@ -57,6 +57,7 @@ def test_parameters_on_cifar():
         ]
         assert round(size(model) / 1e6) == 366
         assert sgbn_cifar(hidden=100).classifier.in_features == 100
+        assert scope_of(sgbn_cifar(gates="deterministic").eval()) == "none"  # no dense layer, so no binary units
 
 
 @pytest.mark.parametrize("parameters", [None, 50_000, 123_456])
