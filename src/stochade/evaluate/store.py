@@ -19,9 +19,13 @@ from stochade.evaluate.records import SCHEMA, AttackRecord, Records
 from stochade.files import write_atomically
 
 
+LONGEST = 120  # characters of a file name before its hash
+
+
 def slug(name: str) -> str:
-    """A file name for an attack's name, unique by a short hash where characters had to go."""
-    plain = re.sub(r"[^A-Za-z0-9._=-]+", "_", name)
+    """A file name for an attack's name, unique by a short hash where characters had to go; file systems take no more
+    than 255 bytes, of which an attack written out in full needs more."""
+    plain = re.sub(r"[^A-Za-z0-9._=-]+", "_", name)[:LONGEST]
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
