@@ -123,7 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.case:
-        print(json.dumps(case(*arguments.case, arguments.rounds)))
+        widening, batch = arguments.case
+        print(json.dumps(case(widening, batch, arguments.rounds)))
         return
     rounds = 3 if arguments.quick else arguments.rounds
     cases = CASES[:1] if arguments.quick else CASES
