@@ -19,8 +19,6 @@ from stochade.errors import ModelError, UsageError
 Method = Literal["auto", "grouped", "unfold"]
 _FEW_CHANNELS = 3  # measured: up to here patches and bmm are no slower than groups, above they are two times slower
 _CACHE = 1 << 19  # numbers in the masked filters of a chunk of examples: half of it took up to 20 % longer
-    1 << 18
-)  # numbers in the masked filters of a chunk of examples: 1 MiB, a core's cache; more only costs memory
 
 
 def conv2d_per_example(
