@@ -18,7 +18,6 @@ from stochade.errors import RecordsError
 from stochade.evaluate.records import SCHEMA, AttackRecord, Records
 from stochade.files import write_atomically
 
-
 LONGEST = 120  # characters of a file name before its hash
 
 

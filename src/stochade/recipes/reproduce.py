@@ -110,7 +110,7 @@ def reproduce(
                 say(f"auditing {net.name}, seed {s}")
                 row.audits.append(_audit(found, settings, net, test, folder / "audit", options))
     for name, row in rows.items():
-        _score(row, parts[name])
+        _score(found, row, parts[name])
     matrix = _transfer(found, settings, first, rows, test, place / "transfer", options)
     facts = {
         "train": len(train_set), "validation": len(validation), "test": len(test), "seeds": count, "seed": seed,
@@ -145,12 +145,12 @@ def _attacked(
     return parts
 
 
-def _score(row: Row, parts: list[dict[str, Records]]) -> None:
+def _score(recipe: Recipe, row: Row, parts: list[dict[str, Records]]) -> None:
     """Scores over all seeds, and how much the seeds differ."""
+    keys = {named(a, budget): (a.name, budget) for a in recipe.attack for budget in a.budgets}
     for part in parts[0]:
         for attack in parts[0][part].attacks:
-            name, _, budget = attack.rpartition(" ")
-            key = ("clean" if part == "test" else "train", 0.0) if attack == CLEAN else (name, float(budget))
+            key = ("clean" if part == "test" else "train", 0.0) if attack == CLEAN else keys[attack]
             rights = [p[part].right(attack) for p in parts]
             row.scores[key] = pooled(rights, [p[part].noise_block() for p in parts])
             row.spread[key] = float(np.std([r.mean() for r in rights], ddof=1)) if len(rights) > 1 else None

@@ -8,7 +8,7 @@ from stochade.recipes.views.looking import attack_of, device_of, draws_for, logi
 from stochade.report.document import Strip
 from stochade.report.pictures import png
 
-EXAMPLES = 4
+EXAMPLES = 3
 LOOKED = 64  # images among which examples are looked for
 DRAWS = 20
 TIMES = 50  # amplification of the excursion's noise pictures

@@ -111,12 +111,12 @@ def toy_regions(r: Reproduction) -> list[Figure]:
         ):
             model = toy_network(name, options, x, y, TOY_STEPS[r.scale])
             draws = logits_of(model, grid, "toy", title, draws=draws_for(model, DRAWS)).softmax(2)[..., 1]
-            told = [("one draw", draws[0])] + (
-                [(f"mean of {len(draws)} draws", draws.mean(0))] if len(draws) > 1 else []
+            told = [(", one draw" if len(draws) > 1 else "", draws[0])] + (
+                [(f", mean of {len(draws)} draws", draws.mean(0))] if len(draws) > 1 else []
             )
             for part, (kind, values) in enumerate(told):
                 z = values.view(len(axis), len(axis)).numpy()
-                figures.append(_moons(f"toy-{number}-{part}", f"Two moons, {title}, {kind}", axis, z, x, y))
+                figures.append(_moons(f"toy-{number}-{part}", f"Two moons, {title}{kind}", axis, z, x, y))
             tick()
     return figures
 

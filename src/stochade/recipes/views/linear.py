@@ -12,7 +12,7 @@ from stochade.recipes.result import Reproduction
 from stochade.report.figures import Figure
 
 CLASSES = (0, 1)
-THREATS: tuple[tuple[type[Ball], float, float], ...] = ((Linf, 0.2, 1), (L2, 2.0, 2), (L1, 10.0, float("inf")))
+THREATS: tuple[tuple[type[Ball], float, float], ...] = ((Linf, 0.2, 1), (L2, 2.0, 2), (L1, 5.0, float("inf")))
 TRAININGS = {"standard": 0.0, "robust": 1.0, "robust, the paper's sign": -1.0}  # what multiplies eps ||w||_q
 STEPS = {"smoke": 30, "small": 1000, "paper": 5000}
 
