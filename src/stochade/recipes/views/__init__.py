@@ -14,8 +14,10 @@ from stochade.recipes.views.linear import robust_linear
 from stochade.recipes.views.patterns import activation_patterns
 from stochade.recipes.views.pictures import distances, perturbations
 from stochade.recipes.views.probabilities import predicted_probabilities
+from stochade.recipes.views.probes import gate_probes
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.recipes.views.timing import time_per_image
+from stochade.recipes.views.tsne import tsne
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
 
@@ -36,8 +38,10 @@ VIEWS: dict[str, View] = {
     "accuracy-over-budget": accuracy_over_budget,
     "confidence": confidence,
     "distances": distances,
+    "gate-probes": gate_probes,
     "gates": gates,
     "gradients": gradients,
     "perturbations": perturbations,
     "train-test-gap": train_test_gap,
+    "tsne": tsne,
 }
