@@ -116,7 +116,7 @@ class Square(Attack):
             value, left = values.mean(0), self.queries - query - 1
             if ledger.watch.deterministic:
                 tried = torch.arange(len(state.rows), device=rows.device)
-                better = (value > state.value).nonzero()[:, 0]
+                better = (value >= state.value).nonzero()[:, 0]  # ties too: discrete networks have plateaus
                 state.take(better, new[better], value[better], 1)
             else:
                 tried, new, value, logits = self._contest(ledger, state, new, value, query % REFRESH == 0)
