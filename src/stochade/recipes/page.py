@@ -23,7 +23,7 @@ def save(r: Reproduction, folder: str | Path) -> Path:
 def page(r: Reproduction) -> Document:
     """The result as a page, with the recipe's figures."""
     recipe, facts = r.recipe, r.meta
-    found = [tables.summary_table(r), *tables.budget_tables(r), *tables.gap_tables(r), *tables.transfer_tables(r)]
+    found = tables.all_tables(r)
     shown = [item for name in recipe.views if name not in r.settings.hidden for item in VIEWS[name](r)]
     return Document(
         title=recipe.title,

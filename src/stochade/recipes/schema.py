@@ -203,7 +203,7 @@ class Recipe(_Table):
     place: str
     claim: str
     notes: str = ""
-    network: Annotated[list[Network], Field(min_length=1)]
+    network: list[Network] = []
     attack: list[Attacked] = []
     audit: Audited | None = None
     transfer: str = ""
@@ -216,6 +216,8 @@ class Recipe(_Table):
     @model_validator(mode="after")
     def _consistent(self):
         names = [n.name for n in self.network]
+        if not names and not self.views:
+            raise ValueError("a recipe needs networks, or views that train their own")
         if len(set(names)) < len(names):
             raise ValueError("two networks share a name")
         if set(self.scale) - set(SCALES):

@@ -194,6 +194,11 @@ def _at(row: Row, key: tuple[str, float]) -> tuple[Estimate | None, float | None
     return row.scores.get(key), row.spread.get(key)
 
 
+def all_tables(r: Reproduction) -> list[Named]:
+    """Every table that a result has; none where a recipe has no networks."""
+    return [summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)] if r.rows else []
+
+
 READING = (
     "Accuracies in percent, here with 95 % intervals (± is the standard deviation over trainings, where there are "
     "several). Every accuracy under attack is an upper bound."
@@ -214,9 +219,7 @@ def markdown(r: Reproduction) -> str:
         "",
         READING,
     ]
-    for heading, columns, rows, note in [
-        summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)
-    ]:  # fmt: skip
+    for heading, columns, rows, note in all_tables(r):
         lines += ["", f"## {heading}", "", *table(columns, rows), *(["", note] if note else [])]
     reasons = [(row.name, title) for row in r.rows for title in masking(row)]
     if reasons:
@@ -234,6 +237,8 @@ def provenance_of(r: Reproduction) -> dict[str, Any]:
 
 def text(r: Reproduction) -> str:
     """The summary for a terminal."""
+    if not r.rows:
+        return f"{r.recipe.title} ({r.recipe.paper}, {r.recipe.place}): see the page"
     heading, columns, rows, note = summary_table(r)
     widths = [max(len(line[i]) for line in [columns, *rows]) for i in range(len(columns))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in [columns, *rows]]

@@ -17,6 +17,7 @@ from stochade.recipes.views.probabilities import predicted_probabilities
 from stochade.recipes.views.probes import gate_probes
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.recipes.views.timing import time_per_image
+from stochade.recipes.views.toy import toy_gates
 from stochade.recipes.views.tsne import tsne
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
@@ -43,5 +44,6 @@ VIEWS: dict[str, View] = {
     "gradients": gradients,
     "perturbations": perturbations,
     "train-test-gap": train_test_gap,
+    "toy-gates": toy_gates,
     "tsne": tsne,
 }

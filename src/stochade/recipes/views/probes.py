@@ -134,7 +134,7 @@ def gate_probes(r: Reproduction) -> list[Figure | Strip]:
     for source in sources:
         made_here = made[source][budgets[-1]]
         change = 0.5 + (made_here - x) / (2 * budgets[-1] * times)
-        rows_of = range(min(3, len(x)))
+        rows_of = range(min(2, len(x)))
         images = [(enlarged(t[i]), text) for i in rows_of for t, text in (
             (x, "clean"), (change, "perturbation"), (made_here, "perturbed"))]  # fmt: skip
         found.append(Strip(f"{attack.name} {budgets[-1]:g} by {source}", images, "Grey is no change."))
