@@ -19,9 +19,9 @@ PALETTE = (
     "#66ccee",
     "#aa3377",
     "#bbbbbb",
-    "#004488",
-    "#ddaa33",
-    "#117733",
+    "#222255",
+    "#ee7733",
+    "#663333",
 )
 POINTS = {"smoke": 11, "small": 41, "paper": 61}  # along each axis
 DRAWS = 10
