@@ -27,7 +27,7 @@ ALLOWED = {
     "checkpoint": GROUND | {"nn.discrete", "registry", "models"},
     "train": GROUND | {"nn", "data", "attacks", "checkpoint"},
     "recipes": GROUND
-    | {"nn", "data", "attacks", "registry", "checkpoint", "train", "evaluate", "audit", "report"},
+    | {"nn", "models", "data", "attacks", "registry", "checkpoint", "train", "evaluate", "audit", "report"},
 }
 ONLY = {("models", "attacks"): {"models/known_answer.py"}}
 TOP = {"__init__", "cli", "targets", "listing"}  # may import everything

@@ -19,6 +19,14 @@ SCOPES = {
     "mlp": "none", "mlp-stochastic": "example", "mlp-deterministic": "none",
     "1cnn": "none", "1cnn-stochastic": "example", "1cnn-deterministic": "none",
     "2cnn": "none", "2cnn-stochastic": "example", "2cnn-deterministic": "none",
+    "mlp-reinforce": "example", "1cnn-reinforce": "example", "2cnn-reinforce": "example",
+    "bnn": "none", "bnn-stochastic": "example", "2cnn-standout": "example", "2cnn-dropconnect": "example",
+    "2cnn-random-mask": "example", "2cnn-dropout": "example", "sgbn": "example", "sgbn-1w": "example",
+    "sgbn-factored": "example", "sgbn-deterministic": "example", "sgbn-cifar": "example", "pruned-cnn": "example",
+    "sap-cnn": "example", "lwta-cnn": "example", "quantised-cnn": "none", "shift-cnn": "example",
+    "rotation-cnn": "example", "random-resize-cnn": "example", "smoothed-cnn": "none", "jpeg-cnn": "none",
+    "bit-depth-cnn": "none", "pni-cnn": "example", "resnet": "none", "resnet-small": "none", "lwta-mlp": "example",
+    "lwta-bayesian": "example", "lwta-wide-resnet": "example",
     "gated": "example", "kwta-cnn": "none", "noisy-cnn": "example", "masked-cnn": "example", "rate-cnn": "example",
 }  # fmt: skip
 
@@ -53,7 +61,7 @@ def test_declared_scope_is_what_a_tiled_batch_shows(name):
     if SCOPES[name] == "none":
         torch.testing.assert_close(rows, rows[:1].expand_as(rows))
     else:
-        assert len(rows.unique(dim=0)) > 16
+        assert len(rows.unique(dim=0)) > 4  # one when the noise is shared; few sizes fit into 8x8 pixels
 
 
 @pytest.mark.parametrize("name", MODELS)
