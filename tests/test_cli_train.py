@@ -156,6 +156,8 @@ def test_the_cost_grows_with_the_attack(capsys, tmp_path):
 
 
 WRONG = {
+    ("--mixture", "--tau", "0.2"): "--adversarial",
+    ("--setup", "pni", "--start", "2"): "--adversarial",
     ("--setup", "pnj"): "did you mean 'pni'",
     ("--setup", "pni", "--mixture"): "one of --setup",
     ("--adversarial", "pgdd"): "attack",

@@ -134,6 +134,10 @@ class Train:
             raise UsageError(
                 "one of --setup, --adversarial and --mixture", "several", "a setup brings attacks of its own"
             )
+        if self.adversarial is None and (self.start or self.clean_weight != 0.5 or self.labels != "true"):
+            raise UsageError(
+                "--adversarial beside --start, --tau or --labels", "none", "they say how it is trained on"
+            )
         if self.tensorboard:
             board_writer()
         with quiet():
