@@ -12,13 +12,19 @@ from PIL import Image
 from torch import nn
 
 from stochade.data import Images
-from stochade.models.sgbn import SGBN
+from stochade.models.sgbn import SGBN, GatedRegression
+from stochade.randomness import forked, seed_for
 from stochade.recipes import catalogue
 from stochade.recipes.schema import Attacked
+from stochade.recipes.views import probes, toy
+from stochade.recipes.views.crafting import accuracy, predicted
+from stochade.recipes.views.dropped import Dropped
+from stochade.recipes.views.dropped import measured as dropping
 from stochade.recipes.views.gates import gated_layers, gates, seen_by, tinted
 from stochade.recipes.views.gates import measured as gates_of
 from stochade.recipes.views.gradients import gradients, measured
 from stochade.recipes.views.pictures import distances, enlarged, perturbations
+from stochade.recipes.views.tsne import agreement, embedded, tsne
 from stochade.registry import build
 
 
@@ -46,7 +52,7 @@ def reproduction(models: dict[str, nn.Module], attacks: Any = (), test: Images |
     nets = {name: SimpleNamespace(name=name, model=model.eval(), seed=0, facts={}) for name, model in models.items()}
     return SimpleNamespace(
         networks=nets, test=test or images(), validation=images(6), settings=SimpleNamespace(budgets=1.0),
-        recipe=SimpleNamespace(attack=list(attacks)), scale="smoke",
+        recipe=SimpleNamespace(attack=list(attacks)), scale="smoke", show_progress=False, train=images(30, 8),
     )  # fmt: skip
 
 
@@ -218,3 +224,129 @@ def test_networks_of_larger_scales_can_be_built(name, scale):
         options, _ = network.at(scale)
         with torch.device("meta"):
             assert build(network.model, shape, 10, **options) is not None
+
+
+class TestTsne:
+    def test_agreement_by_hand(self):
+        """On a line at 0, 1, 2, 10, 11, 12 with two neighbours each: only the classes of the middle decide."""
+        points, labels = np.array([[0.0], [1], [2], [10], [11], [12]]), np.array([0, 0, 1, 1, 1, 1])
+        assert agreement(points, labels, 2) == pytest.approx((1 + 1 + 0 + 2 + 2 + 2) / 12)
+
+    def test_separate_clouds_stay_separate_and_repeat(self):
+        made = np.random.default_rng(0)
+        points = np.concatenate([made.normal(0, 0.1, (20, 5)), made.normal(5, 0.1, (20, 5))])
+        flat = embedded(points)
+        assert agreement(flat, np.arange(40) // 20) == 1
+        assert np.array_equal(flat, embedded(points))
+
+    def test_one_figure_for_clean_and_one_for_each_network(self, linear):
+        r = reproduction({"linear": linear}, [TestPictures.fgsm])
+        clean, perturbed = tsne(r)
+        assert clean.title == "Clean images"
+        assert perturbed.title == "Examples of linear, FGSM 0.1"
+        assert sum(len(trace["x"]) for trace in clean.data) == 12
+
+
+class TestProbes:
+    def test_a_probe_reads_the_gates_of_its_place(self):
+        """Deterministic gates of the second layer, computed by hand from the first layers."""
+        torch.manual_seed(0)
+        model = SGBN((1, 8, 8), 3, (4, 4), hidden=8, width=6, gates="deterministic").eval()
+        x = images(3, 8)[:][0]
+        between = model.features[:3](x)
+        second = gated_layers(model)[1]
+        torch.testing.assert_close(probes.Probe(model, 1, 3).seen(x), torch.sigmoid(second.logits(between)))
+        seen = probes.Probe(model, 1, 3, "features").seen(x)
+        torch.testing.assert_close(second.module.head(seen), second.logits(between))
+
+    def test_only_the_dense_layer_is_trained_and_it_learns(self):
+        model = small_sgbn(classes=2)
+        layer = gated_layers(model)[0]
+        y = np.arange(40) % 2
+        bright = Images(
+            np.broadcast_to(y[:, None, None, None] * 0.8 + 0.1, (40, 1, 8, 8)).astype(np.float32), y, "toy"
+        )
+        layer.logits = lambda x: (6 * (x.mean((1, 2, 3)) > 0.5) - 3.0).view(-1, 1).expand(-1, 36)  # type: ignore[method-assign]
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        probe = probes.trained_probe(model, 0, bright, 300)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+        x, labels = bright[:]
+        assert float((predicted(probe, x) == labels).double().mean()) > 0.9
+
+    def test_the_view_scores_every_network_and_module(self):
+        torch.manual_seed(1)
+        r = reproduction(
+            {"gated": small_sgbn(), "plain": SGBN((1, 8, 8), 3, (4,), gated=(), hidden=8)}, [TestPictures.fgsm],
+            test=images(12, 8),
+        )  # fmt: skip
+        r.settings.draws = 2
+        shown: list[Any] = probes.gate_probes(r)
+        own = shown[0]
+        assert [t["name"] for t in own.data] == ["gated", "gated, 1st gate module", "gated, 2nd gate module"]
+        assert shown[1].title == "plain under examples of the gate modules"
+        assert own.data[0]["y"][0] == pytest.approx(accuracy(r.networks["gated"].model, *r.test[:], draws=2))
+
+
+class TestToy:
+    def test_points_are_those_of_the_thesis(self):
+        x, test = toy.points()
+        assert sorted(torch.cat([x, test])[:, 0].tolist()) == torch.linspace(-1, 1, 300).tolist()
+        assert (len(x), len(test)) == (210, 90)
+
+    def test_training_is_adam_on_the_squared_error(self):
+        """Written out again for the network without gates."""
+        run = toy.trained("WOGM", 3, 100)
+        with forked(seed_for(3, "toy", "WOGM")):
+            model = GatedRegression(gates=None)
+        x, test = toy.points()
+        optimizer, losses = torch.optim.Adam(model.parameters(), 1e-3), []
+        for _ in range(100):
+            loss = ((model(x) - x.abs()) ** 2).mean()
+            losses.append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert run.losses[0] == pytest.approx(losses[0])
+        assert run.losses[100] < losses[99]
+        assert run.error == pytest.approx(float(((model(test) - test.abs()) ** 2).mean().detach()))
+
+    def test_gates_are_kept_at_every_stage(self):
+        run = toy.trained("GMWOW_ST", 0, 20)
+        assert sorted(run.stages) == [0, 4, 12, 20]
+        hidden = torch.tanh(run.model.first(toy.points()[0]))
+        last: Any = run.model.last
+        expected = torch.sigmoid(hidden @ last.module[0].weight.T + last.module[0].bias)
+        torch.testing.assert_close(run.stages[20], expected.detach())
+
+    def test_figures(self):
+        r = reproduction({})
+        figures = toy.toy_gates(r)
+        assert [f.id for f in figures] == [
+            "toy-predictions", "toy-learning", "toy-histogram-0", "toy-histogram-1", "toy-gates-0", "toy-gates-1",
+            "toy-gates-2", "toy-gates-3",
+        ]  # fmt: skip
+        for trace in figures[2].data:
+            assert sum(trace["y"]) == pytest.approx(1)
+
+
+class TestDropped:
+    def test_maps_are_the_probabilities_of_the_layer(self):
+        torch.manual_seed(2)
+        model = build("pruned-cnn", (1, 8, 8), 3, pruning="standout-expected", channels=[3], hidden=4).eval()
+        x = images(5, 8)[:][0]
+        (layer,) = dropping(model, x)
+        z = model.features[0](x).detach()  # type: ignore[index]
+        drop, on = 1 - torch.sigmoid(z), z > 0
+        np.testing.assert_allclose(layer.every, drop.mean((0, 1)), atol=1e-6)
+        np.testing.assert_allclose(layer.alive, on.double().mean((0, 1)), atol=1e-6)
+        row, column = map(int, np.argwhere(layer.alive > 0)[0])
+        value = drop[:, :, row, column][on[:, :, row, column]].mean()
+        assert layer.active[row, column] == pytest.approx(float(value), abs=1e-6)
+
+    def test_centre_and_rest(self):
+        values = np.zeros((8, 8))
+        values[2:6, 2:6] = 1
+        layer = Dropped(values, values, values)
+        assert layer.inside(values) == (1, 0)
+        assert layer.inside(1 - values) == (0, 1)

@@ -35,7 +35,7 @@ def tsne(r: Reproduction) -> list[Figure]:
 
 
 def _figure(key: str, title: str, x: Tensor, y: Tensor, r: Reproduction) -> Figure:
-    with progress(f"t-SNE of {title.lower()}", shown=r.show_progress):
+    with progress(f"t-SNE: {title}", shown=r.show_progress):
         points = embedded(x.flatten(1).numpy())
     labels = y.numpy()
     data = []
@@ -66,10 +66,10 @@ def embedded(points: np.ndarray) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points.astype(np.float64))
 
 
-def agreement(points: np.ndarray, labels: np.ndarray) -> float:
+def agreement(points: np.ndarray, labels: np.ndarray, neighbours: int = NEIGHBOURS) -> float:
     """The share of the nearest neighbours of all points that have the point's class."""
     from sklearn.neighbors import NearestNeighbors
 
-    count = min(NEIGHBOURS, len(points) - 1)
+    count = min(neighbours, len(points) - 1)
     near = NearestNeighbors(n_neighbors=count).fit(points).kneighbors(return_distance=False)
     return float((labels[near] == labels[:, None]).mean())
