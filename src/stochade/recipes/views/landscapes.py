@@ -91,6 +91,10 @@ def _maps(number: int, name: str, axis: np.ndarray, z: np.ndarray) -> list[Figur
     layout = {
         "xaxis": {"title": {"text": "along the gradient's sign"}}, "yaxis": {"title": {"text": "along random signs"}},
         "height": 420,
+        "scene": {
+            "xaxis": {"title": {"text": "gradient"}}, "yaxis": {"title": {"text": "random"}},
+            "zaxis": {"title": {"text": "loss"}}, "camera": {"eye": {"x": 1.7, "y": -1.7, "z": 1.1}},
+        },
     }  # fmt: skip
     rows = [["lowest", f"{z.min():.4g}"], ["at the image", f"{z[len(axis) // 2, len(axis) // 2]:.4g}"],
             ["highest", f"{z.max():.4g}"]]  # fmt: skip
