@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import known_tables
 
+from networks import CACHE
 from provenance import QUICK, ROOT, commit, provenance, save
 from stochade.attacks import L0, L2, Attack
 from stochade.attacks.registry import parse_attack
@@ -90,6 +91,26 @@ def attempt(case: Case, name: str, threat: Threat, truth: torch.Tensor, seeds: i
     return answer
 
 
+def taken_up(name: str, seeds: int, only: list[str] | None, source: str) -> dict:
+    """What stochade's attacks do to one model; an interrupted benchmark takes up what this very commit measured."""
+    case = KNOWN[name](count=COUNT)
+    kept = CACHE / f"known-{name}-{seeds}-{source}.json"
+    if only is None and "uncommitted" not in source and kept.is_file():
+        return json.loads(kept.read_text())
+    found = {
+        "about": case.description,
+        "honest": case.honest,
+        "threat": str(case.threat),
+        "clean": float(case.clean().mean()),
+        "truth": float(case.truth().mean()),
+        "stochade": ours(case, seeds, only),
+    }
+    if only is None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+    return found
+
+
 def theirs(names: list[str], seeds: int) -> tuple[dict[str, list[dict]], dict]:
     """{case: entries} with what was reported and the exact worth of the images of every seed; and the versions."""
     if not PEERS.exists():
@@ -126,16 +147,8 @@ def main() -> None:
     names, seeds = (["coin-flip"], 1) if arguments.quick else (arguments.cases, arguments.seeds)
     source, cases = commit(), {}
     for name in names:
-        case = KNOWN[name](count=COUNT)
         print(name, file=sys.stderr)
-        cases[name] = {
-            "about": case.description,
-            "honest": case.honest,
-            "threat": str(case.threat),
-            "clean": float(case.clean().mean()),
-            "truth": float(case.truth().mean()),
-            "stochade": ours(case, seeds, arguments.attacks),
-        }
+        cases[name] = taken_up(name, seeds, arguments.attacks, source)
     peers, versions = ({}, {}) if arguments.no_peers else theirs(names, seeds)
     for name, entries in peers.items():
         cases[name]["peers"] = entries
