@@ -21,8 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import known_tables
-
 from networks import CACHE
+
 from provenance import QUICK, ROOT, commit, provenance, save
 from stochade.attacks import L0, L2, Attack
 from stochade.attacks.registry import parse_attack
