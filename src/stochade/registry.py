@@ -91,6 +91,12 @@ def _named(network: str, classes: int, input_shape: Sequence[int]) -> nn.Module:
     return build(network, input_shape, classes)
 
 
+def _extra_class(input_shape: Sequence[int], classes: int, base: str = "2cnn") -> nn.Module:
+    if base not in MODELS:
+        raise UsageError("a registered model", repr(base), f"registered: {', '.join(MODELS)}")
+    return MODELS[base].build(tuple(input_shape), classes + 1, **MODELS[base].fixed)
+
+
 _RELU = {"activation": "relu", "backward": "soft"}
 _STOCHASTIC, _DETERMINISTIC = {"activation": "stochastic"}, {"activation": "deterministic"}
 
@@ -107,6 +113,7 @@ MODELS: dict[str, Entry] = {
     "mlp-reinforce": Entry(ReinforcedNet, "dense 100 of units that learn by REINFORCE", {"channels": ()}),
     "1cnn-reinforce": Entry(ReinforcedNet, "one convolution, units that learn by REINFORCE", {"channels": (32,)}),
     "2cnn-reinforce": Entry(ReinforcedNet, "two convolutions, units that learn by REINFORCE", {"channels": (32, 64)}),
+    "extra-class": Entry(_extra_class, "another model with one logit more, for adversarial examples"),
     "bnn": Entry(BNN, "weights and activations of -1 and +1 after a first convolution in full precision"),
     "bnn-stochastic": Entry(BNN, "the same with the weights of its last convolution drawn", {"drawn": "last"}),
     "2cnn-standout": Entry(StandoutCNN, "two convolutions with adaptive dropout, dense 100 of binary units"),

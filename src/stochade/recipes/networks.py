@@ -1,6 +1,6 @@
 """The networks of a recipe, trained or taken up again. Equal settings share one folder across recipes."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from stochade.recipes.schema import Network, Recipe, Scale, Training
 from stochade.registry import build
 from stochade.train import train
 from stochade.train.elbo import ELBO
+from stochade.train.extra_class import ExtraClass
 from stochade.train.mixture import Mixture
 from stochade.train.objectives import Adversarial, Standard, TrainingObjective
 from stochade.train.optimizers import optimizer_named
@@ -61,6 +62,7 @@ def trained(
     folder: Path,
     only: Collection[str],
     *,
+    given: Mapping[str, nn.Module] | None = None,
     device: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
     show_progress: bool = True,
@@ -72,11 +74,16 @@ def trained(
         folder: where networks are kept; one subfolder for each combination of model, options, training, data and
             seed, so that recipes share them.
         only: the rows that are wanted; those that they start from come too.
+        given: networks of the caller's own by the name of their row, which are taken as they are.
         say: told what is being trained.
     """
     scale, done = recipe.scale[scale_name], dict[str, Trained]()
     wanted = set(only) | {n.before for n in recipe.network if n.name in only}
     for network in (n for n in recipe.network if n.name in wanted):
+        if given and network.name in given:
+            done[network.name] = Trained(network.name, seed, given[network.name], {"epochs": 0, "best": -1})
+            yield done[network.name]
+            continue
         options, training = settings_of(network, scale, scale_name)
         with forked(seed_for(seed, "initial weights", network.model_at(scale_name))):
             model = build(network.model_at(scale_name), images.shape[1:], images.num_classes, **options)
@@ -117,6 +124,8 @@ def parts_of(training: Training) -> dict[str, Any]:
     attacks = [_whole_batch(parse_attack(text, Linf(0.1))) for text in training.attacks()]
     if training.objective == "reinforce":
         objective = Reinforced()
+    elif training.objective == "extra-class":
+        objective = ExtraClass(attacks[0], training.tau, training.start)
     elif training.objective == "mixture":
         objective = Mixture(tuple(attacks), training.tau, training.start, objective)
     elif training.objective:

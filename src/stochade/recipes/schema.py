@@ -46,7 +46,9 @@ class Training(_Table):
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: str = ""
-    objective: Literal["", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta", "mixture"] = ""
+    objective: Literal[
+        "", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta", "mixture", "extra-class"
+    ] = ""
     adversarial: str = ""
     tau: Share = 0.5
     start: Annotated[int, Field(ge=0)] = 0
@@ -63,8 +65,8 @@ class Training(_Table):
                 parse_attack(text, Linf(0.1))
         except StochadeError as problem:
             raise ValueError(str(problem)) from None
-        if self.objective == "mixture" and not self.adversarial:
-            raise ValueError("objective mixture needs attacks in adversarial")
+        if self.objective in ("mixture", "extra-class") and not self.adversarial:
+            raise ValueError(f"objective {self.objective} needs attacks in adversarial")
         return self
 
     def attacks(self) -> list[str]:

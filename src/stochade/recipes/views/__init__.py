@@ -8,6 +8,7 @@ from stochade.recipes.views.boundaries import decision_regions, toy_regions
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
 from stochade.recipes.views.dropped import dropped
+from stochade.recipes.views.flagged import flagged
 from stochade.recipes.views.gates import gates
 from stochade.recipes.views.gradients import gradients
 from stochade.recipes.views.landscapes import loss_landscape
@@ -41,6 +42,7 @@ VIEWS: dict[str, View] = {
     "confidence": confidence,
     "distances": distances,
     "dropped": dropped,
+    "flagged": flagged,
     "gate-probes": gate_probes,
     "gates": gates,
     "gradients": gradients,
