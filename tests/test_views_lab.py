@@ -12,12 +12,14 @@ from torch import nn
 
 from stochade.attacks import FGSM, L1, L2, Descent, Linf
 from stochade.data import Images
+from stochade.errors import UsageError
 from stochade.evaluate import evaluate
 from stochade.evaluate.intervals import mean
 from stochade.evaluate.store import slug
-from stochade.recipes import catalogue
+from stochade.recipes import catalogue, reproduce
 from stochade.recipes.networks import Trained
 from stochade.recipes.result import Reproduction, Row
+from stochade.recipes.tables import provenance_of
 from stochade.recipes.views import attacked, boundaries, landscapes, linear, looking, patterns, timing
 from stochade.recipes.views import probabilities as probabilities_view
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
@@ -349,3 +351,19 @@ def test_scores_keep_budgets_that_need_many_digits():
     records = evaluate(Halves().eval(), r.test, None, attacks, draws=1, show_progress=False)
     _score(recipe, r.rows[0], [{"test": records}])
     assert all((a.name, a.budgets[0]) in r.rows[0].scores for a in recipe.attack)
+
+
+def test_a_model_of_the_callers_own_takes_the_place_of_a_row(tmp_path):
+    model = build("mlp", (1, 8, 8), 10).eval()
+    with torch.no_grad():
+        model.classifier.weight.zero_()  # type: ignore[union-attr]
+        model.classifier.bias.copy_(5.0 * (torch.arange(10) == 3))  # type: ignore[union-attr]
+    recipe = catalogue.load("pallaprolu2020-amplified")
+    r = reproduce(recipe, "smoke", out=tmp_path, models={"ResNet": model}, show_progress=False)
+    assert r.networks["ResNet"].model is model
+    assert not (tmp_path / "networks").exists()
+    assert r.test is not None
+    assert r.rows[0].scores["clean", 0.0].value == float((r.test[:][1] == 3).float().mean())
+    assert provenance_of(r)["training"] == {"ResNet": "given"}
+    with pytest.raises(UsageError, match="resnet"):
+        reproduce(recipe, "smoke", out=tmp_path, models={"resnet": model}, show_progress=False)

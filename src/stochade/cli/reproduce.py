@@ -33,6 +33,8 @@ class Reproduce:
     """Networks trained from scratch per row. Default: the scale's."""
     rows: tuple[str, ...] = ()
     """Only these rows, by name."""
+    models: tuple[str, ...] = ()
+    """Models of your own in the place of rows: NAME=TARGET, such as ResNet=mine.py:resnet50."""
     out: Path = Path("runs/reproduce")
     """Folder for networks, records, audits and the page; an interrupted run is taken up again."""
     seed: int = 0
@@ -47,14 +49,22 @@ class Reproduce:
     def run(self) -> None:
         from stochade.errors import UsageError
         from stochade.recipes import page, reproduce, tables
+        from stochade.targets import load_target
 
         for name, least in (("seed", 0), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} of at least {least}", str(getattr(self, name)))
         common.check_device(self.device)
+        given = {}
+        for pair in self.models:
+            name, equals, target = pair.partition("=")
+            if not (name and equals and target):
+                raise UsageError("--models NAME=TARGET", repr(pair), "such as ResNet=mine.py:resnet50")
+            given[name] = load_target(target, device=self.device, show_progress=not self.quiet).model
         found = reproduce(
             self.recipe, self.scale, out=self.out, data=self.data, seed=self.seed, seeds=self.seeds,
-            only=list(self.rows), workers=self.workers, device=self.device, show_progress=not self.quiet,
+            only=list(self.rows), models=given or None, workers=self.workers, device=self.device,
+            show_progress=not self.quiet,
         )  # fmt: skip
         place = page.save(found, self.out / f"{found.recipe.name}-{self.scale}")
         print(tables.text(found))

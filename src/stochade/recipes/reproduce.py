@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from stochade import data as images_of
 from stochade.attacks.registry import parse_attack
@@ -45,6 +46,7 @@ def reproduce(
     seed: int = 0,
     seeds: int | None = None,
     only: list[str] | None = None,
+    models: dict[str, nn.Module] | None = None,
     workers: int = 0,
     device: str = "cpu",
     show_progress: bool = True,
@@ -59,6 +61,8 @@ def reproduce(
         seed: of everything; networks of further seeds use seed + 1, seed + 2, ...
         seeds: networks per row, in place of the scale's number.
         only: names of rows; others are left out (their published numbers stay).
+        models: networks of your own by the name of the row whose network they replace, in evaluation mode; they are
+            attacked and audited as they are. With one for every row no training images are needed.
         workers, device, show_progress: as for `evaluate`.
 
     Raises:
@@ -79,10 +83,17 @@ def reproduce(
         unknown = [name for name in only if name not in [n.name for n in found.network]]
         if unknown:
             raise UsageError(f"rows of {found.name}: {', '.join(n.name for n in found.network)}", repr(unknown[0]))
+    unknown = [name for name in models or {} if name not in [n.name for n in found.network]]
+    if unknown:
+        raise UsageError(f"models for rows of {found.name}: {', '.join(n.name for n in found.network)}", unknown[0])
     root = Path("runs/reproduce") if out is None else Path(out)
     source = data or settings.data
-    train_set = _some(images_of.load(source, "train"), settings.train)
-    validation = _some(images_of.load(source, "validation"), max(50, settings.train // 5) if settings.train else 0)
+    alone = models is not None and all(n.name in models for n in found.network if not only or n.name in only)
+    train_set = _some(images_of.load(source, "test" if alone else "train"), settings.train)
+    validation = _some(
+        images_of.load(source, "test" if alone else "validation"),
+        max(50, settings.train // 5) if settings.train else 0,
+    )
     test = _some(images_of.load(source, "test"), settings.test)
     place = root / f"{found.name}-{scale}"
     options: dict[str, Any] = {"workers": workers, "device": device, "show_progress": show_progress, "seed": seed}
@@ -96,13 +107,16 @@ def reproduce(
 
     for s in range(seed, seed + count):
         for net in trained(
-            found, scale, s, train_set, validation, root / "networks", rows, device=device, say=say,
+            found, scale, s, train_set, validation, root / "networks", rows, given=models, device=device, say=say,
             show_progress=show_progress,
         ):  # fmt: skip
             first.setdefault(net.name, net)
             if net.name not in rows:
                 continue  # only there because another row starts from it
-            row, folder = rows[net.name], place / f"{slug(net.name)}-{s}"
+            row, folder = (
+                rows[net.name],
+                place / (slug(net.name) + ("-given" if net.name in (models or {}) else f"-{s}")),
+            )
             row.facts.append(net.facts)
             say(f"attacking {net.name}, seed {s}")
             parts[net.name].append(_attacked(found, settings, net, test, train_set, folder, options))

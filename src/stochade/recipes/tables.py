@@ -230,9 +230,13 @@ def markdown(r: Reproduction) -> str:
 
 def provenance_of(r: Reproduction) -> dict[str, Any]:
     """Where the numbers come from, in one flat table."""
-    trained = {row.name: f"{row.facts[0]['epochs']} epochs, best {row.facts[0]['best'] + 1}" for row in r.rows}
+    trained = {row.name: _trained(row.facts[0]) for row in r.rows}
     told = {"seed": r.meta["seed"], "audit effort": r.meta["effort"], "data": r.data, "training": trained}
     return told | {k: v for k, v in r.meta["provenance"].items() if k != "command"}
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    return f"{facts['epochs']} epochs, best {facts['best'] + 1}" if facts["epochs"] else "given"
 
 
 def text(r: Reproduction) -> str:
