@@ -89,11 +89,9 @@ def reproduce(
     root = Path("runs/reproduce") if out is None else Path(out)
     source = data or settings.data
     alone = models is not None and all(n.name in models for n in found.network if not only or n.name in only)
-    train_set = _some(images_of.load(source, "test" if alone else "train"), settings.train)
-    validation = _some(
-        images_of.load(source, "test" if alone else "validation"),
-        max(50, settings.train // 5) if settings.train else 0,
-    )
+    splits = ("test", "test") if alone else ("train", "validation")
+    train_set = _some(images_of.load(source, splits[0]), settings.train)
+    validation = _some(images_of.load(source, splits[1]), max(50, settings.train // 5) if settings.train else 0)
     test = _some(images_of.load(source, "test"), settings.test)
     place = root / f"{found.name}-{scale}"
     options: dict[str, Any] = {"workers": workers, "device": device, "show_progress": show_progress, "seed": seed}
@@ -113,10 +111,8 @@ def reproduce(
             first.setdefault(net.name, net)
             if net.name not in rows:
                 continue  # only there because another row starts from it
-            row, folder = (
-                rows[net.name],
-                place / (slug(net.name) + ("-given" if net.name in (models or {}) else f"-{s}")),
-            )
+            kind = "given" if models and net.name in models else s
+            row, folder = rows[net.name], place / f"{slug(net.name)}-{kind}"
             row.facts.append(net.facts)
             say(f"attacking {net.name}, seed {s}")
             parts[net.name].append(_attacked(found, settings, net, test, train_set, folder, options))
