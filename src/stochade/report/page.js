@@ -42,7 +42,7 @@
           bgcolor: "rgba(0,0,0,0)" },
         xaxis: { ...axis, ...titled(plot.layout.xaxis) },
         yaxis: { ...axis, ...titled(plot.layout.yaxis) },
-        scene: plot.layout.scene,  // of surfaces
+        ...(plot.layout.scene && { scene: plot.layout.scene }),  // of surfaces; plotly fails on an undefined one
         modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("quiet"), activecolor: colour("ink") },
       };
       const element = document.getElementById(plot.id);
