@@ -58,7 +58,7 @@ def test_the_objective_is_positive_exactly_when_wrong_without_a_flag():
 
 def test_shares_add_up():
     said, y = torch.tensor([0, 1, 4, 2]), torch.tensor([0, 0, 0, 2])
-    assert shares(said, y, 4) == {"right": 0.5, "flagged": 0.25, "fooled": 0.25}
+    assert shares(said, y, 4) == {"right": 0.5, "flagged": 0.25, "wrong": 0.25}
 
 
 def test_the_attack_goes_around_the_flag():

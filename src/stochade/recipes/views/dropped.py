@@ -78,19 +78,17 @@ def dropped(r: Reproduction) -> list[Figure | Strip]:
     for name, net in r.networks.items():
         images = []
         for number, layer in enumerate(measured(net.model, x)):
-            for text, values in (("all units", layer.every), ("units that ReLU lets through", layer.active)):
+            for text, values in (("all", layer.every), ("active", layer.active)):
                 inner, outer = layer.inside(values)
-                label = f"{name}, layer {number + 1}, {text}"
+                label = f"{name} {number + 1}, {text}"
                 names.append(label)
                 centre.append(None if np.isnan(inner) else inner)
                 border.append(None if np.isnan(outer) else outer)
                 rows.append([label, f"{inner:.3f}", f"{outer:.3f}"])
                 images.append((enlarged(np.nan_to_num(values, nan=0.5)[None]), f"layer {number + 1}, {text}"))
-            images.append((enlarged(layer.alive[None]), f"layer {number + 1}, share of units that ReLU lets through"))
+            images.append((enlarged(layer.alive[None]), f"layer {number + 1}, share of active units"))
         if images:
-            note = (
-                "White is always dropped, black never; grey where no unit is active. Means over images and channels."
-            )
+            note = "White is always dropped, black never; grey where no unit is active (ReLU lets none through). Means over images and channels."
             strips.append(Strip(f"Where {name} drops", images, note))
     bars = [
         {"type": "bar", "name": text, "x": names, "y": values, "meta": {"colour": colour}}
@@ -99,7 +97,7 @@ def dropped(r: Reproduction) -> list[Figure | Strip]:
     layout = {
         "yaxis": {"title": {"text": "probability to drop"}, "range": [0, 1]}, "barmode": "group", "bargap": 0.3,
     }  # fmt: skip
-    note = f"{len(x)} test images. The centre is the inner half of rows and columns."
+    note = f"{len(x)} test images. The centre is the inner half of rows and columns; units are active where ReLU lets them through."
     columns = ["layer", "centre", "around it"]
     return [
         Figure("dropped", "Dropping at the centre and around it", note, bars, layout, columns, rows, True),

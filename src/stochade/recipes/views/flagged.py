@@ -1,4 +1,4 @@
-"""Networks with a class of their own for attacked images: who is right, who is flagged, who is fooled (kubo2019,
+"""Networks with a class of their own for attacked images: who is right, who is flagged, who is wrong (kubo2019,
 section 3.3, which proposes it and does not try it).
 
 An attacker who knows of the class avoids it. That attack is 40 steps of PGD on the largest logit that is neither the
@@ -19,7 +19,7 @@ from stochade.report.figures import Figure
 
 MOST = {"smoke": 40, "small": 1000, "paper": 10_000}
 STEPS = {"smoke": 5, "small": 40, "paper": 40}
-KINDS = {"right": "single", "flagged": "vote", "fooled": "found"}
+KINDS = {"right": "single", "flagged": "vote", "wrong": "found"}
 
 
 def unflagged(logits: Tensor, y: Tensor, targets: Tensor | None = None, *, classes: int) -> Tensor:
@@ -45,10 +45,10 @@ def avoiding(model: nn.Module, x: Tensor, y: Tensor, budget: float, steps: int, 
 
 
 def shares(said: Tensor, y: Tensor, classes: int) -> dict[str, float]:
-    """Of predictions [N]: right, flagged (a class behind the labels), fooled (the rest)."""
+    """Of predictions [N]: right, flagged (a class behind the labels), wrong (the rest)."""
     right, flag = said == y, said >= classes
     return {k: float(v.double().mean()) for k, v in {
-        "right": right, "flagged": flag, "fooled": ~right & ~flag}.items()}  # fmt: skip
+        "right": right, "flagged": flag, "wrong": ~right & ~flag}.items()}  # fmt: skip
 
 
 def flagged(r: Reproduction) -> list[Figure]:
@@ -64,7 +64,7 @@ def flagged(r: Reproduction) -> list[Figure]:
         for attack in r.recipe.attack:
             budget = max(attack.budgets)
             under[f"{attack.name} {budget:g}"] = crafted(net.model, attack, budget * r.settings.budgets, x, y)
-        key = f"PGD {largest:g} that avoids the flag"
+        key = f"PGD {largest:g}, no flag"
         under[key] = avoiding(net.model, x, y, largest * r.settings.budgets, STEPS[r.scale], classes)
         found = {text: shares(predicted(net.model, made), y, classes) for text, made in under.items()}
         data = [
@@ -74,7 +74,7 @@ def flagged(r: Reproduction) -> list[Figure]:
         ]  # fmt: skip
         rows = [[text, *[f"{100 * f[kind]:.1f} %" for kind in KINDS]] for text, f in found.items()]
         layout = {"yaxis": {"title": {"text": "share of images"}, "range": [0, 1]}, "barmode": "stack", "bargap": 0.4}
-        note = f"{len(y)} images, one draw. A flagged image counts as wrong in the tables above, here it does not."
-        figures.append(Figure(f"flagged-{number}", f"Right, flagged or fooled: {name}", note, data, layout,
+        note = f"{len(y)} images, one draw; a flagged image counts as wrong in the tables above. No flag: PGD that avoids it."
+        figures.append(Figure(f"flagged-{number}", f"Right, flagged or wrong: {name}", note, data, layout,
                               ["images", *KINDS], rows))  # fmt: skip
     return figures
