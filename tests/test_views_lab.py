@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.stats import norm
 from torch import nn
 
@@ -17,14 +18,17 @@ from stochade.evaluate import evaluate
 from stochade.evaluate.intervals import mean
 from stochade.evaluate.store import slug
 from stochade.recipes import catalogue, reproduce
-from stochade.recipes.networks import Trained
+from stochade.recipes.networks import Trained, parts_of
 from stochade.recipes.result import Reproduction, Row
+from stochade.recipes.schema import Network, Training
 from stochade.recipes.tables import provenance_of
 from stochade.recipes.views import attacked, boundaries, landscapes, linear, looking, patterns, timing
 from stochade.recipes.views import probabilities as probabilities_view
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.registry import build
 from stochade.report.document import Strip
+from stochade.train.elbo import ELBO
+from stochade.train.mixture import Mixture
 
 RECIPES = [name for name in catalogue.names() if name.split("-")[0] in ("kaspar2024", "pallaprolu2020", "survey")]
 SHAPE = (1, 4, 4)
@@ -145,9 +149,12 @@ def test_the_toy_network_learns_its_points_and_lwta_draws():
 def test_looking_leaves_generators_alone_and_repeats():
     model = build("lwta-cnn", (1, 8, 8), 10, depth=1, channels=8).eval()
     x = torch.rand(3, 1, 8, 8)
+    first = looking.logits_of(model, x, "a")
+    torch.rand(1)
+    assert torch.equal(first, looking.logits_of(model, x, "a"))
+    assert not torch.equal(first, looking.logits_of(model, x, "b"))
     before = torch.get_rng_state()
-    first, again = looking.logits_of(model, x, "a"), looking.logits_of(model, x, "a")
-    assert torch.equal(first, again)
+    looking.logits_of(model, x, "c")
     assert torch.equal(before, torch.get_rng_state())
     assert looking.draws_for(model, 7) == 7
     assert looking.draws_for(Halves(), 7) == 1
@@ -367,3 +374,29 @@ def test_a_model_of_the_callers_own_takes_the_place_of_a_row(tmp_path):
     assert provenance_of(r)["training"] == {"ResNet": "given"}
     with pytest.raises(UsageError, match="resnet"):
         reproduce(recipe, "smoke", out=tmp_path, models={"resnet": model}, show_progress=False)
+
+
+def test_mixtures_of_a_recipe_hold_its_attacks_and_the_bound_of_lwta():
+    training = Training(objective="mixture", adversarial="pgd steps=5; fgsm eps=0.2", tau=0.25, elbo=True)
+    objective = parts_of(training)["objective"]
+    assert isinstance(objective, Mixture)
+    assert [getattr(a, "steps", 0) for a in objective.attacks] == [5, 1]
+    assert not any(getattr(a, "drop_fooled", True) for a in objective.attacks)
+    assert (objective.clean, type(objective.inner)) == (0.25, ELBO)
+    with pytest.raises(ValidationError, match="needs attacks"):
+        Training(objective="mixture")
+    with pytest.raises(ValidationError, match="name of an attack"):
+        Training(objective="mixture", adversarial="pgd; pgdd")
+
+
+def test_a_smaller_stand_in_starts_with_options_of_its_own():
+    network = Network.model_validate(
+        {"name": "a", "model": "kwta-cnn", "options": {"ratio": 0.2}}
+        | {"small": {"model": "lwta-cnn", "options": {"depth": 2}}}
+    )
+    assert (network.model_at("paper"), network.at("paper")[0]) == ("kwta-cnn", {"ratio": 0.2})
+    assert (network.model_at("small"), network.at("small")[0]) == ("lwta-cnn", {"depth": 2})
+    with pytest.raises(ValidationError, match="no option 'ratio'"):
+        Network.model_validate(
+            {"name": "a", "model": "kwta-cnn", "small": {"model": "lwta-cnn", "options": {"ratio": 1}}}
+        )
