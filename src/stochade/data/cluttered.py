@@ -38,9 +38,9 @@ def cluttered(images: Images, side: int = 60, pieces: int = 4, patch: int | None
             source = np.asarray(images.pixels[int(draw.integers(count))])
             top, left = draw.integers(height - patch + 1), draw.integers(width - patch + 1)
             piece = source[:, top : top + patch, left : left + patch]
-            _lay(canvas[row], piece, *draw.integers(0, side - patch + 1, 2))
+            _lay(canvas[row], piece, *draw.integers(0, side - patch + 1, 2).tolist())
         down, right = draw.integers(side - height + 1), draw.integers(side - width + 1)
-        _lay(canvas[row], np.asarray(images.pixels[row]), down, right)
+        _lay(canvas[row], np.asarray(images.pixels[row]), int(down), int(right))
     name, note = f"cluttered-{images.name}", f"{images.note}, cluttered and translated ({side}x{side})"
     return replace(images, pixels=canvas, name=name, note=note)
 

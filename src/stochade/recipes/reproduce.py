@@ -14,6 +14,7 @@ from stochade.audit import audit
 from stochade.audit.plan import EFFORTS, Effort
 from stochade.audit.result import Audit
 from stochade.data import Images
+from stochade.data.cluttered import cluttered
 from stochade.describe import provenance
 from stochade.errors import UsageError
 from stochade.evaluate import evaluate
@@ -93,6 +94,11 @@ def reproduce(
     train_set = _some(images_of.load(source, splits[0]), settings.train)
     validation = _some(images_of.load(source, splits[1]), max(50, settings.train // 5) if settings.train else 0)
     test = _some(images_of.load(source, "test"), settings.test)
+    if settings.clutter:
+        parts_of_data = (train_set, validation, test)
+        train_set, validation, test = (
+            cluttered(part, settings.clutter, seed=number) for number, part in enumerate(parts_of_data)
+        )
     place = root / f"{found.name}-{scale}"
     options: dict[str, Any] = {"workers": workers, "device": device, "show_progress": show_progress, "seed": seed}
     rows = {n.name: Row(n.name) for n in found.network if not only or n.name in only}

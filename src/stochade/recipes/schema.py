@@ -182,6 +182,7 @@ class Scale(_Table):
         audited: test images of the audit, 0 for all.
         budgets: budgets of attacks and audit times this (other images, other budgets).
         hidden: views that are left out.
+        clutter: side of the canvas on which images are cluttered and translated; 0: as they are.
     """
 
     data: str
@@ -194,6 +195,7 @@ class Scale(_Table):
     budgets: Positive = 1.0
     audited: Annotated[int, Field(ge=0)] = 0
     hidden: list[str] = []
+    clutter: Annotated[int, Field(ge=0)] = 0
 
 
 class Recipe(_Table):

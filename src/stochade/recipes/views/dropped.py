@@ -88,7 +88,7 @@ def dropped(r: Reproduction) -> list[Figure | Strip]:
                 images.append((enlarged(np.nan_to_num(values, nan=0.5)[None]), f"layer {number + 1}, {text}"))
             images.append((enlarged(layer.alive[None]), f"layer {number + 1}, share of active units"))
         if images:
-            note = "White is always dropped, black never; grey where no unit is active (ReLU lets none through). Means over images and channels."
+            note = "White is always dropped, black never; grey where no unit is active (ReLU lets none through)."
             strips.append(Strip(f"Where {name} drops", images, note))
     bars = [
         {"type": "bar", "name": text, "x": names, "y": values, "meta": {"colour": colour}}
@@ -97,7 +97,10 @@ def dropped(r: Reproduction) -> list[Figure | Strip]:
     layout = {
         "yaxis": {"title": {"text": "probability to drop"}, "range": [0, 1]}, "barmode": "group", "bargap": 0.3,
     }  # fmt: skip
-    note = f"{len(x)} test images. The centre is the inner half of rows and columns; units are active where ReLU lets them through."
+    note = (
+        f"{len(x)} test images, means over channels. The centre is the inner half of rows and columns; active are "
+        f"units that ReLU lets through."
+    )
     columns = ["layer", "centre", "around it"]
     return [
         Figure("dropped", "Dropping at the centre and around it", note, bars, layout, columns, rows, True),

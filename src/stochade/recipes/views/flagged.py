@@ -74,7 +74,10 @@ def flagged(r: Reproduction) -> list[Figure]:
         ]  # fmt: skip
         rows = [[text, *[f"{100 * f[kind]:.1f} %" for kind in KINDS]] for text, f in found.items()]
         layout = {"yaxis": {"title": {"text": "share of images"}, "range": [0, 1]}, "barmode": "stack", "bargap": 0.4}
-        note = f"{len(y)} images, one draw; a flagged image counts as wrong in the tables above. No flag: PGD that avoids it."
+        note = (
+            f"{len(y)} images, one draw; a flagged image counts as wrong in the tables above. No flag: PGD that "
+            f"avoids it."
+        )
         figures.append(Figure(f"flagged-{number}", f"Right, flagged or wrong: {name}", note, data, layout,
                               ["images", *KINDS], rows))  # fmt: skip
     return figures
