@@ -93,7 +93,7 @@ def _maps(number: int, name: str, axis: np.ndarray, z: np.ndarray) -> list[Figur
         "height": 420,
         "scene": {
             "xaxis": {"title": {"text": "gradient"}}, "yaxis": {"title": {"text": "random"}},
-            "zaxis": {"title": {"text": "loss"}}, "camera": {"eye": {"x": 1.7, "y": -1.7, "z": 1.1}},
+            "zaxis": {"title": {"text": "loss"}}, "camera": {"eye": {"x": 2.1, "y": -2.1, "z": 1.3}},
         },
     }  # fmt: skip
     rows = [["lowest", f"{z.min():.4g}"], ["at the image", f"{z[len(axis) // 2, len(axis) // 2]:.4g}"],
