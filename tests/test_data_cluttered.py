@@ -50,3 +50,10 @@ def test_rows_depend_on_the_seed_and_their_place_alone():
 def test_impossible_sizes_are_named_errors(options):
     with pytest.raises(DataError):
         cluttered(load("digits", "test").take(2), **options)
+
+
+def test_a_dark_image_does_not_wipe_out_the_pieces_under_it():
+    pixels = np.full((20, 1, 7, 7), 255, dtype=np.uint8)
+    pixels[0] = 0
+    made = cluttered(Images(pixels, np.zeros(20, dtype=int), "one dark", ["a"]), 7, pieces=5, patch=2)
+    assert 4 <= int((np.asarray(made.pixels)[0] > 0).sum()) <= 20
