@@ -157,13 +157,14 @@ class _Adam:
 
     Attributes:
         won: [n] whether the row met an adversarial input (inside tau), under l2 in its last tenth. x: there, or at
-            the end.
+            the end (under l2: where it began).
     """
 
     def __init__(self, attack: CW, book: Book, rows: Tensor, x: Tensor, c: Tensor, tau=None, allowed=None):
         self.attack, self.book, self.rows, self.c, self.tau = attack, book, rows, c, tau
         self.allowed = None if allowed is None else _spread(book, allowed, x)
-        self.x, self.won = x.clone(), torch.zeros_like(c, dtype=torch.bool)
+        self.single = tau is not None or allowed is not None
+        self.x, self.won = x.clone() if self.single else x, torch.zeros_like(c, dtype=torch.bool)
         self.objective = Clipped(attack.kappa)
         self.relaxed = getattr(attack.gradient, "relaxed", None) is not None
 
@@ -175,10 +176,8 @@ class _Adam:
         rows, x0, c, tau, allowed = self.rows, book.ledger.images(self.rows), self.c, self.tau, self.allowed
         first, second, x = torch.zeros_like(w), torch.zeros_like(w), self.x
         total, before = torch.zeros_like(c), torch.full_like(c, torch.inf)
-        single = tau is not None or allowed is not None
         for step in range(a.steps):
-            t = w.tanh()
-            x = (t * (0.5 / EDGE)).add_(0.5).clamp_(0, 1)
+            x = w.tanh().mul_(0.5 / EDGE).add_(0.5).clamp_(0, 1)
             if allowed is not None:
                 x = torch.where(allowed, x, x0)
             result = book.ledger.gradient(a.gradient, x, rows, self.objective, stream)
@@ -190,31 +189,34 @@ class _Adam:
             self.won[index] |= done
             total += penalty - c * result.value
             check = (step + 1) % window == 0
-            if single or (check and a.abort_early):
-                stay = ~done if single else total < 0.9999 * before
+            if self.single or (check and a.abort_early):
+                stay = ~done if self.single else total < 0.9999 * before
                 if check and a.abort_early:
                     stay = stay & (total < 0.9999 * before)
                     before, total = total, torch.zeros_like(total)
                 if not bool(stay.all()):
-                    self.x[index[~stay]] = x[~stay]
+                    if self.single:
+                        self.x[index[~stay]] = x[~stay]
                     slope, gradient = slope[stay], result.gradient[stay]
-                    rows, index, x0, w, t, first, second, c, before, total, x = (
-                        v[stay] for v in (rows, index, x0, w, t, first, second, c, before, total, x)
+                    rows, index, x0, w, first, second, c, before, total, x = (
+                        v[stay] for v in (rows, index, x0, w, first, second, c, before, total, x)
                     )
                     tau, allowed = (None if v is None else v[stay] for v in (tau, allowed))
                     stream, result = stream.subset(stay), result._replace(gradient=gradient)
                     if not len(rows):
                         return
-            if check and not single and step + 1 <= a.steps - window:
+            if check and not self.single and step + 1 <= a.steps - window:
                 self.won[index] = False  # what the first, too long, steps of Adam cross says nothing about c
             g = slope.addcmul_(result.gradient, like(c, x), value=-1)
-            g.mul_(t.square_().neg_().add_(1))  # d tanh(w) / d w, up to a factor that Adam does not see
+            g.mul_(w.tanh().square_().neg_().add_(1))  # d tanh(w) / d w, up to a factor that Adam does not see
             first.lerp_(g, 1 - FIRST)
             second.mul_(SECOND).addcmul_(g, g, value=1 - SECOND)
             root = torch.sqrt(second, out=g).mul_(1 / math.sqrt(1 - SECOND ** (step + 1))).add_(1e-8)
             rate = a.rate * (FINAL + (1 - FINAL) * (1 + math.cos(math.pi * step / a.steps)) / 2)
             w.addcdiv_(first, root, value=-rate / (1 - FIRST ** (step + 1))).clamp_(-edge, edge)
-        self.x[index] = x
+            del result, delta, slope, g, root  # not held beside the next pass
+        if self.single:
+            self.x[index] = x
 
     def _penalty(self, delta: Tensor, tau: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(what is to be small [n], its derivative by the change, the distance [n])."""

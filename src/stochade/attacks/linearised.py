@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stochade.attacks.apgd import Towards, likely
 from stochade.attacks.ball import Ball, like
-from stochade.attacks.gradients import Backprop, Gradient, Pass, _differentiate, check_logits
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, _differentiate, check_logits
 from stochade.attacks.hyperplane import onto_hyperplane
 from stochade.attacks.minimal import Book
 from stochade.attacks.objectives import margin
@@ -94,12 +94,20 @@ def first_guess(book: Book, gradient: Gradient, rows: Tensor, x: Tensor, classes
     index, x = rows[new], x.clone()
     if not len(index):
         return x
-    goals = likely(book.clean[index], book.task.y[index], None, classes - 1)
-    _, leads, found = slopes(book, gradient, x[new], index, goals, stream.subset(new))
+    guesses, ours = x[new], stream.subset(new)
+    every = torch.arange(len(index), device=x.device)
+    for part in every.split(max(1, TILE // classes)):  # each has a gradient for every class
+        guesses[part] = _guessed(book, gradient, index[part], guesses[part], classes, ours.subset(part))
+    x[new] = guesses
+    return x
+
+
+def _guessed(book: Book, gradient: Gradient, rows: Tensor, x: Tensor, classes: int, stream: Stream) -> Tensor:
+    goals = likely(book.clean[rows], book.task.y[rows], None, classes - 1)
+    _, leads, found = slopes(book, gradient, x, rows, goals, stream)
     scale = leads.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     need = torch.maximum(-leads, 1e-3 * scale) * (1 if isinstance(book.threat, L0) else 1 + FURTHER)
-    step, enough = shortest(book.threat, x[new], found, need)
-    guess = (x[new] + step).clamp_(0, 1)
-    won = book.walk(index, guess)
-    x[new] = torch.where(like(won, guess), book.ledger.found[index], torch.where(like(enough, guess), guess, x[new]))
-    return x
+    step, enough = shortest(book.threat, x, found, need)
+    guess = (x + step).clamp_(0, 1)
+    won = book.walk(rows, guess)
+    return torch.where(like(won, guess), book.ledger.found[rows], torch.where(like(enough, guess), guess, x))
