@@ -19,6 +19,7 @@ import stochade
 from doubles import ATTACKS, Base, examples, run
 from stochade import FGSM, PGD, Custom, Linf, Records, UniformNoise, compare_runs, evaluate, sweep
 from stochade.attacks.apgd import APGD
+from stochade.attacks.fmn import FMN
 from stochade.attacks.objectives import dlr
 from stochade.attacks.square import Square
 from stochade.attacks.suites import Suite
@@ -26,7 +27,7 @@ from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError, ModelError, RecordsError, StochadeError, ThreatError
 from stochade.evaluate.names import member_names
 from stochade.evaluate.seconds import seconds_per_pass
-from stochade.models.known_answer import CoinFlip
+from stochade.models.known_answer import KNOWN, CoinFlip
 from stochade.randomness import fingerprint
 
 
@@ -297,6 +298,19 @@ def test_images_outside_the_threat_are_refused():
             run(attacks={"bad": Custom(function, Linf(1e-3))})
     assert run(attacks={"good": Custom(lambda m, x, y: x, Linf(1e-3))}).attacks["good"].distance.max() == 0
     assert len(x)
+
+
+def test_finds_on_the_boundary_survive_eight_bits():
+    """Rounded towards the image they would all fall back, and a broken network would look whole."""
+    case = KNOWN["linear"](0)
+    images = (case.images * 255).round() / 255
+    attacks = {"fmn": FMN(case.threat, steps=50), "pgd": PGD(case.threat, drop_fooled=False)}
+    records = evaluate(case.model, images, case.labels, attacks, eight_bit=True, show_progress=False, keep_images=60)
+    fmn, pgd = records.score("fmn").value, records.score("pgd").value
+    assert fmn == pytest.approx(pgd, abs=0.02)
+    for row, image in records.attacks["fmn"].images.items():
+        assert np.abs(image - images[row].numpy()).max() <= case.threat.size + 1e-6
+        np.testing.assert_allclose(image * 255, np.round(image * 255), atol=1e-3)
 
 
 def test_eight_bit_images_are_whole_levels_and_stay_inside():

@@ -140,3 +140,14 @@ def test_copies_are_swapped_apart():
     other = copy.deepcopy(model)
     with backward_as(other, {"*": "ste"}):
         assert swaps(model) == [(None, None)] * 4
+
+
+def test_a_name_that_no_layer_declares_is_refused_also_for_all_layers():
+    """Silently attacking through the own backward would print a robustness that nobody measured."""
+    model = nn.Sequential(nn.Linear(4, 4), StochasticBinary(), KWTA(0.5))
+    with pytest.raises(UsageError, match="did you mean 'soft'"), backward_as(model, {"*": "sotf"}):
+        pass
+    with pytest.raises(UsageError, match="declared: none"), backward_as(nn.Linear(4, 4), {"*": "soft"}):
+        pass
+    with forward_as(model, {"*": "mean-field"}):  # one of them declares it
+        pass

@@ -76,6 +76,8 @@ def check_logits(logits: Tensor, count: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != count:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise LogitsError(f"logits [{count}, K] from the model", str(got), "return one row of class scores per image")
+    if logits.shape[1] < 2:
+        raise LogitsError("logits of at least two classes", f"{logits.shape[1]}", "return one score per class")
     if not all_finite(logits.detach()):
         bad = int((~torch.isfinite(logits.detach())).any(1).sum())
         raise LogitsError(

@@ -107,7 +107,7 @@ class Audit:
         try:
             document = json.loads(path.read_text())
         except json.JSONDecodeError as problem:
-            raise RecordsError("valid JSON in audit.json", str(problem), "run the audit again") from None
+            raise RecordsError(f"valid JSON in {path}", str(problem), "delete it and run the audit again") from None
         if document["schema"] == 1:  # before claims had attacks of their own
             document |= {"claim_attack": document["claim"], "claim": document["published"]}
         return cls(

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+import traceback
 
 from stochade.errors import StochadeError, UsageError
 
@@ -56,9 +57,29 @@ def main(args: list[str] | None = None) -> None:
         hint = "does it keep state between calls? reset it at the start of forward"
         print(f"stochade: expected a model that takes any batch in any call, got: {detail}; {hint}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        place = _foreign(problem)
+        if place is None:
+            raise  # a mistake of ours: with its whole traceback
+        detail = str(problem).strip().splitlines()[0] if str(problem).strip() else "no message"
+        kind = type(problem).__name__
+        print(f"stochade: expected a model that takes any batch, got {kind} at {place}: {detail}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stochade: interrupted; the same command with the same --out goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _foreign(problem: BaseException) -> str | None:
+    """Where an exception was raised in code that is not this library's but was called by it, such as a model's
+    forward: `mine.py:12`; None where the last frame is ours."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    calls = [i for i, frame in enumerate(frames) if frame.name == "_call_impl" and "torch" in frame.filename]
+    last = frames[-1] if frames else None
+    if last is None or not calls or last.filename.startswith(ours):
+        return None
+    return f"{os.path.basename(last.filename)}:{last.lineno}"
 
 
 def _parse(arguments: list[str]):
@@ -109,7 +130,7 @@ def _overview(commands: dict) -> str:
     ]
     for name, command in commands.items():
         text = " ".join(inspect.cleandoc(command.__doc__ or "").split("\n\n")[0].split())
-        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:8}", subsequent_indent=" " * 10)
+        lines += textwrap.wrap(text, 100, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
     return "\n".join(lines)
 
 

@@ -29,6 +29,8 @@ class Reproduce:
     """smoke (seconds, bundled digits), small (minutes on two cores) or paper (the paper's own setting)."""
     data: str | None = None
     """Other images: a name or a folder. Default: the scale's."""
+    download: bool = False
+    """Allow a download by name (needs stochade[download])."""
     seeds: int | None = None
     """Networks trained from scratch per row. Default: the scale's."""
     rows: tuple[str, ...] = ()
@@ -63,9 +65,19 @@ class Reproduce:
             given[name] = load_target(target, device=self.device, show_progress=not self.quiet).model
         found = reproduce(
             self.recipe, self.scale, out=self.out, data=self.data, seed=self.seed, seeds=self.seeds,
-            only=list(self.rows), models=given or None, workers=self.workers, device=self.device,
-            show_progress=not self.quiet,
+            only=list(self.rows), download=self.download, models=given or None, workers=self.workers,
+            device=self.device, show_progress=not self.quiet,
         )  # fmt: skip
-        place = page.save(found, self.out / f"{found.recipe.name}-{self.scale}")
+        place = page.save(found, self.out / f"{found.recipe.name}-{self.scale}" / self._part())
         print(tables.text(found))
         print(f"page: {place}")
+
+    def _part(self) -> str:
+        """A folder of its own for results that are not the whole recipe's: those stay as they are."""
+        from stochade.evaluate.store import slug
+
+        words = [f"seed {self.seed}"] if self.seed else []
+        words += [f"{self.seeds} seeds"] if self.seeds else []
+        words += [f"rows {' '.join(self.rows)}"] if self.rows else []
+        words += [f"data {Path(self.data).name}"] if self.data else []
+        return slug(", ".join(words)) if words else ""

@@ -98,7 +98,8 @@ def evaluate(
         workers: 0: in this process, with its threads; n >= 1: n processes of `threads` threads each.
         out: folder for the records; an interrupted run in it is taken up again, another run's is refused.
         keep_images: adversarial images kept for the first so many examples.
-        eight_bit: round adversarial images to whole grey levels (towards the original) before scoring.
+        eight_bit: round adversarial images to whole grey levels before scoring: away from the original where the
+            threat allows, else towards it.
         device: where the model already is; chunks are sent there.
         meta: further facts for the records (data name, model target, ...).
 

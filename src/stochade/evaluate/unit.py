@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Trace
 from stochade.attacks.gradients import TILE, Model, check_logits
 from stochade.attacks.inputs import check_inputs, check_model, probe
@@ -74,7 +75,7 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
             seconds = _elapsed(start, x)
             inputs = checked(attempt.inputs, x, attack.threat, name)
             if settings.eight_bit:
-                inputs = to_eight_bit(inputs, x)
+                inputs = to_eight_bit(inputs, x, attack.threat)
             if not attack.minimal:
                 attempt = replace(attempt, distance=attack.threat.distance(inputs, x))
         random = scope_of(model) != "none"
@@ -167,7 +168,19 @@ def checked(inputs: Tensor, x: Tensor, threat: Threat, name: str) -> Tensor:
     return inputs
 
 
-def to_eight_bit(inputs: Tensor, x: Tensor) -> Tensor:
-    """The nearest images that an 8-bit file can hold on the way back to x: whole grey levels, rounded towards x,
-    so that no norm grows. Exact where x itself is 8-bit."""
-    return (x + torch.trunc((inputs - x) * 255 + torch.sign(inputs - x) * 1e-3) / 255).clamp(0, 1)
+def to_eight_bit(inputs: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Images that an 8-bit file can hold: changes become whole grey levels, rounded away from x where that stays
+    inside the threat, else towards x. Points that were handed back as soon as they fooled the model lie near the boundary,
+    those of minimum-norm attacks on it: rounded towards x they would fall back. Exact where x itself is 8-bit."""
+    change = inputs - x
+    size, sign = change.abs() * 255, torch.sign(change)
+    towards = (x + sign * torch.floor(size + 1e-3) / 255).clamp(0, 1)
+    if not isinstance(threat, Ball):
+        return towards
+    levels = torch.ceil(size - 1e-3)
+    limit = torch.as_tensor(threat.limit(x.flatten(1).amax(1))).to(x)
+    if threat.name == "linf":
+        levels = torch.minimum(levels, torch.floor(like(limit.expand(len(x)), x) * 255 + 1e-3))
+    away = (x + sign * levels / 255).clamp(0, 1)
+    inside = threat.distance(away, x) <= limit * (1 + 1e-5)
+    return torch.where(like(inside, x), away, towards)

@@ -5,6 +5,7 @@ winner-takes-all). Its `Surrogate` gives the backward. An attacker may swap the 
 the forward (`forward_as`) for the length of a `with` block; training is not affected.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -122,6 +123,16 @@ def _resolve(layer: Discrete, choice, table: Mapping, kind: str, lenient: bool):
     )
 
 
+def _check_declared(model: nn.Module, name: str, table: str, kind: str) -> None:
+    """UsageError for a name that no layer declares: the attack would be another one than it is called."""
+    known = sorted({declared for layer in discrete_layers(model).values() for declared in getattr(layer, table)})
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        told = f"{hint}declared: {', '.join(known) or 'none'}"
+        raise UsageError(f"a {kind} that some layer of the model declares", repr(name), told)
+
+
 @contextmanager
 def _swapped(model: nn.Module, choices: Mapping, slot: str, table: str, kind: str) -> Iterator[None]:
     """Put choices (or what their names stand for in each layer's `table`) into `slot`, and take them out again."""
@@ -130,6 +141,9 @@ def _swapped(model: nn.Module, choices: Mapping, slot: str, table: str, kind: st
         for selector, choice in choices.items()
         for layer in _selected(model, selector)
     ]
+    for selector, choice in choices.items():
+        if selector == "*" and isinstance(choice, str):
+            _check_declared(model, choice, table, kind)
     before = [(layer, getattr(layer, slot)) for layer, _ in plan]
     try:
         for layer, chosen in plan:
@@ -151,7 +165,8 @@ def backward_as(model: nn.Module, choices: Mapping[Selector, "Surrogate | str"])
             name; the others keep their own).
 
     Raises:
-        UsageError: a selector that matches nothing, or a substitute that the layer does not declare.
+        UsageError: a selector that matches nothing, or a substitute that the layer (with "*": every layer) does not
+            declare.
 
     Example:
         >>> with backward_as(model, {"*": "soft"}): ...

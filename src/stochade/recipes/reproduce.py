@@ -47,6 +47,7 @@ def reproduce(
     seed: int = 0,
     seeds: int | None = None,
     only: list[str] | None = None,
+    download: bool = False,
     models: dict[str, nn.Module] | None = None,
     workers: int = 0,
     device: str = "cpu",
@@ -62,6 +63,7 @@ def reproduce(
         seed: of everything; networks of further seeds use seed + 1, seed + 2, ...
         seeds: networks per row, in place of the scale's number.
         only: names of rows; others are left out (their published numbers stay).
+        download: whether images that are nowhere may be downloaded by name.
         models: networks of your own by the name of the row whose network they replace, in evaluation mode; they are
             attacked and audited as they are. With one for every row no training images are needed.
         workers, device, show_progress: as for `evaluate`.
@@ -80,6 +82,8 @@ def reproduce(
     count = settings.seeds if seeds is None else seeds
     if not isinstance(count, int) or count < 1:
         raise UsageError("at least one seed", repr(seeds))
+    if isinstance(only, str):
+        only = [only]
     if only:
         unknown = [name for name in only if name not in [n.name for n in found.network]]
         if unknown:
@@ -91,9 +95,10 @@ def reproduce(
     source = data or settings.data
     alone = models is not None and all(n.name in models for n in found.network if not only or n.name in only)
     splits = ("test", "test") if alone else ("train", "validation")
-    train_set = _some(images_of.load(source, splits[0]), settings.train)
-    validation = _some(images_of.load(source, splits[1]), max(50, settings.train // 5) if settings.train else 0)
-    test = _some(images_of.load(source, "test"), settings.test)
+    train_set = _some(images_of.load(source, splits[0], download=download), settings.train)
+    held_out = max(50, settings.train // 5) if settings.train else 0
+    validation = _some(images_of.load(source, splits[1], download=download), held_out)
+    test = _some(images_of.load(source, "test", download=download), settings.test)
     if settings.clutter:
         parts_of_data = (train_set, validation, test)
         train_set, validation, test = (

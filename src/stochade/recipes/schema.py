@@ -260,7 +260,7 @@ def checked(document: dict, place: str) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as problem:
-        first = min(problem.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typing error explains the rest
+        first = min(problem.errors(), key=lambda e: e["type"] != "extra_forbidden")  # explains the rest
         where = ".".join(str(part) for part in first["loc"]) or "the recipe"
         got = "" if first["type"] == "missing" else f" (got {first.get('input')!r:.80})"
         text = first["msg"].removeprefix("Value error, ")

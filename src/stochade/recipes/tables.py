@@ -201,7 +201,8 @@ def all_tables(r: Reproduction) -> list[Named]:
 
 READING = (
     "Accuracies in percent, here with 95 % intervals (± is the standard deviation over trainings, where there are "
-    "several). Every accuracy under attack is an upper bound."
+    "several). Every accuracy under attack is an upper bound; the adaptive one takes for each image the attack that "
+    "did best on other draws than those it is scored on, so on noisy rows it may come out above a single attack."
 )
 
 

@@ -118,7 +118,7 @@ def train(
         parameter.grad = None
     home = next(model.parameters()).device
     settings = {
-        "model": getattr(model, "description", type(model).__name__),
+        "model": getattr(model, "description", None) or repr(model),
         "batch": batch,
         "lr": lr,
         "seed": seed,
