@@ -227,3 +227,13 @@ def test_bad_calls_are_refused_before_any_compute(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="views"):
         reproduce(wrong, "smoke", out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_without_such_layers_are_attacked_through_their_own_gradient():
+    from stochade.recipes.reproduce import _seen_by
+    from stochade.registry import build
+
+    text = "pgd steps=5 backward=soft draws=2"
+    assert _seen_by(text, build("2cnn-stochastic")) == text
+    assert _seen_by(text, build("2cnn")) == "pgd steps=5 draws=2"
+    assert _seen_by("pgd forward=dense", build("2cnn-stochastic")) == "pgd"

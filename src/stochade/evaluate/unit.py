@@ -170,7 +170,7 @@ def checked(inputs: Tensor, x: Tensor, threat: Threat, name: str) -> Tensor:
 
 def to_eight_bit(inputs: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Images that an 8-bit file can hold: changes become whole grey levels, rounded away from x where that stays
-    inside the threat, else towards x. Points that were handed back as soon as they fooled the model lie near the boundary,
+    inside the threat, else towards x. Points that were handed back as soon as they fooled lie near the boundary,
     those of minimum-norm attacks on it: rounded towards x they would fall back. Exact where x itself is 8-bit."""
     change = inputs - x
     size, sign = change.abs() * 255, torch.sign(change)

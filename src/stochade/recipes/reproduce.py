@@ -21,6 +21,7 @@ from stochade.evaluate import evaluate
 from stochade.evaluate.records import CLEAN, Records
 from stochade.evaluate.store import slug
 from stochade.evaluate.transfer import TransferMatrix, transfer_matrix
+from stochade.nn import discrete_layers
 from stochade.recipes import catalogue
 from stochade.recipes.networks import Trained, trained
 from stochade.recipes.result import Reproduction, Row, budgets_of, named, pooled
@@ -154,7 +155,7 @@ def _attacked(
 ) -> dict[str, Records]:
     """Records of the test images under every attack, and of as many training images without one."""
     attacks = {
-        named(a, paper): parse_attack(a.attack, a.threat(here))  # type: ignore[arg-type]
+        named(a, paper): parse_attack(_seen_by(a.attack, net.model), a.threat(here))  # type: ignore[arg-type]
         for a in recipe.attack
         for paper, here in budgets_of(a, settings)
     }
@@ -164,6 +165,18 @@ def _attacked(
         seen = _some(train_set, len(test))
         parts["train"] = evaluate(net.model, seen, None, {}, out=folder / "train", **told)
     return parts
+
+
+def _seen_by(attack: str, model: Any) -> str:
+    """The attack without backwards and forwards that no layer of this network declares: a row that stands beside a
+    defence for comparison is attacked through its own gradient."""
+    layers = discrete_layers(model).values()
+    known = {
+        "backward": {name for layer in layers for name in layer.substitutes},
+        "forward": {name for layer in layers for name in layer.relaxed},
+    }
+    words = (word.partition("=") for word in attack.split())
+    return " ".join("".join(w) for w in words if w[0] not in known or w[2] in known[w[0]])
 
 
 def _score(recipe: Recipe, row: Row, parts: list[dict[str, Records]]) -> None:
