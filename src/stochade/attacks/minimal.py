@@ -222,7 +222,7 @@ class Book:
             first[index] = torch.where(scale == 1, share, first[index])
             high[index], low[index] = torch.where(good, scale, b), torch.where(good, a, scale)
             value[index] = torch.where(good, seen, value[index])
-        lost = torch.isinf(high) & (first < _clearly(draws))
+        lost = torch.isinf(high) & (first <= _clearly(draws))
         moved = torch.isfinite(high) & (high != 1)
         index = rows[moved]
         x = (x0[moved] + like(high[moved], x0) * change[moved]).clamp_(0, 1)
@@ -238,8 +238,8 @@ class Book:
 
 
 def _clearly(draws: int) -> float:
-    """The share of a vote that says no at two standard errors."""
-    return 0.5 - 1 / draws**0.5
+    """The share of a vote that says no at two standard errors; of few draws, only that none was won."""
+    return max(0.0, 0.5 - 1 / draws**0.5)
 
 
 def _carried(won: Tensor) -> Tensor:
