@@ -104,10 +104,12 @@ class _Noisy(nn.Module):
         return self.noise.deviation(self.weight[None])
 
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The layer with these weights."""
+        raise TypeError(f"{type(self).__name__} must define apply_weight(x, weight)")
 
     def with_noisy_weights(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The layer with fresh noise on its weights."""
+        raise TypeError(f"{type(self).__name__} must define with_noisy_weights(x)")
 
 
 class PNILinear(_Noisy):

@@ -34,7 +34,8 @@ class Preprocess(Discrete):
         super().__init__(own, {"identity": identity, "ste": identity}, {"dense": undone})
 
     def transformed(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """One draw of the map."""
+        raise TypeError(f"{type(self).__name__} must define transformed(x)")
 
     def hard(self, x: Tensor) -> Tensor:
         return self.transformed(_pictures(x))
