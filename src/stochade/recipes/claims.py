@@ -13,7 +13,7 @@ from typing import Any
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
 from stochade.files import write_atomically
-from stochade.recipes.tables import NONE, cell
+from stochade.recipes.tables import NONE, cell, table
 
 INTRO = """# Claims
 
@@ -38,14 +38,11 @@ def rows_of(document: dict[str, Any]) -> list[list[str]]:
     for row in document["rows"]:
         if not row["audits"]:
             continue
-        claimed = [
-            p for p in document["published"]
-            if p["network"] == row["network"] and p["what"] == "attack" and p["budget"] == about["budget"]
-        ]  # fmt: skip
-        text = NONE if not claimed else f"{claimed[0]['value']:g}"
-        if claimed and claimed[0]["spread"] is not None:
-            text += f" ± {claimed[0]['spread']:g}"
-        replicated = Estimate(**row["audits"][0]["claimed"])
+        printed = row["published"]
+        text = NONE if printed is None else f"{printed['value']:g}"
+        if printed is not None and printed["spread"] is not None:
+            text += f" ± {printed['spread']:g}"
+        replicated = Estimate(**row["claimed"])
         reasons = "; ".join(row["masking"][:2]) or "nothing found"
         attack = f"{about['attack']}, {about['norm']} {about['budget'] * document['budgets_times']:.3g}"
         found.append(
@@ -72,10 +69,7 @@ def markdown(folder: str | Path) -> str:
                 f"{document['paper']}, {document['place']}. {document['claim']}",
                 "",
             ]
-            lines += [
-                "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |"
-                for line in [HEAD, ["---"] * len(HEAD), *rows]
-            ]
+            lines += table(HEAD, rows)
             lines += ["", f"`{document['meta']['command']}`", ""]
     return "\n".join(lines)
 

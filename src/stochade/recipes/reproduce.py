@@ -24,7 +24,7 @@ from stochade.evaluate.transfer import TransferMatrix, transfer_matrix
 from stochade.nn import discrete_layers
 from stochade.recipes import catalogue
 from stochade.recipes.networks import Trained, trained
-from stochade.recipes.result import Reproduction, Row, budgets_of, named, pooled
+from stochade.recipes.result import Reproduction, Row, budgets_of, claimed_number, named, pooled
 from stochade.recipes.schema import NORMS, SCALES, Recipe, Scale
 from stochade.recipes.views import VIEWS
 
@@ -200,14 +200,11 @@ def _audit(recipe: Recipe, settings: Scale, net: Trained, test: Images, folder: 
     assert about is not None
     budget = about.budget if about.norm == "l0" else about.budget * settings.budgets
     threat = NORMS[about.norm](int(budget) if about.norm == "l0" else budget)
-    printed = [
-        p.value / 100
-        for p in recipe.published
-        if p.network == net.name and p.what == "attack" and p.budget == about.budget and p.value <= 100
-    ]
+    printed = claimed_number(recipe, net.name)
+    claim = printed.value / 100 if printed and printed.value <= 100 else None
     return audit(
         net.model, _some(test, settings.audited), None, threat, effort=EFFORT[settings.effort], draws=settings.draws,
-        claim=printed[0] if printed else None, claim_attack=parse_attack(about.attack, threat),  # type: ignore[arg-type]
+        claim=claim, claim_attack=parse_attack(about.attack, threat),  # type: ignore[arg-type]
         out=folder, meta={"target": net.name, "recipe": recipe.name, "data": test.note}, **options,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from stochade.evaluate.intervals import Estimate, mean
 from stochade.evaluate.records import Records
 from stochade.evaluate.transfer import TransferMatrix
 from stochade.recipes.networks import Trained
-from stochade.recipes.schema import Attacked, Recipe, Scale
+from stochade.recipes.schema import Attacked, Published, Recipe, Scale
 
 
 @dataclass
@@ -34,9 +34,20 @@ class Row:
     @property
     def found(self) -> Estimate | None:
         """The lowest accuracy found, over all seeds; None where nothing was audited."""
+        return self._audited("worst")
+
+    @property
+    def claimed(self) -> Estimate | None:
+        """The accuracy under the paper's attack as the audits measured it, over all seeds."""
+        return self._audited(None)
+
+    def _audited(self, attack: str | None) -> Estimate | None:
         if not self.audits:
             return None
-        parts = [a.records.right("worst", threat=a.threat) for a in self.audits]
+        parts = [
+            a.records.right(a.claim_attack if attack is None else attack, threat=None if attack is None else a.threat)
+            for a in self.audits
+        ]
         return pooled(parts, [a.records.noise_block() for a in self.audits])
 
 
@@ -87,3 +98,13 @@ def named(attack: Attacked, budget: float) -> str:
 def budgets_of(attack: Attacked, settings: Scale) -> list[tuple[float, float]]:
     """(budget in the paper, budget here) of an attack at a scale."""
     return [(b, b if attack.norm == "l0" else b * settings.budgets) for b in attack.budgets]
+
+
+def claimed_number(recipe: Recipe, network: str) -> Published | None:
+    """What the paper printed for a network under the very attack and budget of the audit."""
+    about = recipe.audit
+    if about is None:
+        return None
+    same = {a.name for a in recipe.attack if (a.attack, a.norm) == (about.attack, about.norm)}
+    found = (p for p in recipe.published if p.network == network and p.what == "attack" and p.attack in same)
+    return next((p for p in found if p.budget == about.budget), None)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from stochade.evaluate.intervals import Estimate
-from stochade.recipes.result import Reproduction, Row
+from stochade.recipes.result import Reproduction, Row, claimed_number
 from stochade.recipes.schema import Published
 
 NONE = "–"
@@ -31,13 +31,15 @@ def document(r: Reproduction) -> dict[str, Any]:
 
 
 def _row(r: Reproduction, row: Row) -> dict[str, Any]:
-    found = row.found
+    found, claimed, printed = row.found, row.claimed, claimed_number(r.recipe, row.name)
     return {
         "network": row.name,
         "scores": [
             {"attack": attack, "budget": budget, "spread": row.spread.get((attack, budget))} | score.as_dict()
             for (attack, budget), score in row.scores.items()
         ],
+        "published": None if printed is None else printed.model_dump(),
+        "claimed": None if claimed is None else claimed.as_dict(),
         "adaptive": None if found is None else found.as_dict(),
         "masking": masking(row),
         "training": row.facts,
@@ -114,7 +116,7 @@ def summary_table(r: Reproduction) -> Named:
     for row in r.rows:
         cells = [row.name, printed(r, row.name, "clean"), cell(*_at(row, ("clean", 0.0)))]
         if about is not None:
-            here = _at(row, key) if key else (row.audits[0].claimed if row.audits else None, None)
+            here = _at(row, key) if key else (row.claimed, None)
             paper = printed(r, row.name, "attack", *key) if key else NONE
             cells += [paper, cell(*here), cell(row.found)]
         rows.append(cells)
