@@ -300,6 +300,20 @@ def test_images_outside_the_threat_are_refused():
     assert len(x)
 
 
+def test_a_finished_run_that_is_read_again_keeps_its_provenance(tmp_path, monkeypatch):
+    """Otherwise a number would be told of a version of the code that never measured it."""
+    x, y = examples()
+    first = evaluate(Base(), x, y, {"fgsm": FGSM(0.1)}, out=tmp_path, show_progress=False)
+    monkeypatch.setattr("stochade.evaluate.seconds.provenance", lambda: {"git_revision": "another"})
+    again = evaluate(Base(), x, y, {"fgsm": FGSM(0.1)}, out=tmp_path, show_progress=False)
+    assert again.meta["provenance"] == first.meta["provenance"]
+    unit = next(tmp_path.rglob("*fgsm*.parquet"), None)
+    assert unit is not None
+    unit.unlink()
+    redone = evaluate(Base(), x, y, {"fgsm": FGSM(0.1)}, out=tmp_path, show_progress=False)
+    assert redone.meta["provenance"]["git_revision"] == "another"
+
+
 def test_finds_on_the_boundary_survive_eight_bits():
     """Rounded towards the image they would all fall back, and a broken network would look whole."""
     case = KNOWN["linear"](0)

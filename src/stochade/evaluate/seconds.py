@@ -26,12 +26,15 @@ class Clock:
 
     def __init__(self, folder: Path | None):
         self.path = None if folder is None else folder / "provenance.json"
-        self.times: Times = _earlier(self.path)
+        self.before = _earlier(self.path)
+        self.times: Times = _times(self.before)
         self.facts: dict = {}
+        self.ran = False
         self.written = time.monotonic()
 
     def add(self, name: str, seconds: float, record: AttackRecord) -> None:
         """One more unit of an attack."""
+        self.ran = True
         passes = float(record.forwards.sum() + record.backwards.sum())
         if passes == 0:
             return
@@ -41,7 +44,9 @@ class Clock:
             self.save()
 
     def save(self) -> dict:
-        """Write, and return, the provenance with the times so far."""
+        """Write, and return, the provenance with the times so far; a run that was only read again keeps its own."""
+        if not self.ran and self.before:
+            return self.before
         self.facts = self.facts or provenance()  # asks git: once
         facts = self.facts | {"seconds": self.times}
         if self.path is not None:
@@ -50,12 +55,20 @@ class Clock:
         return facts
 
 
-def _earlier(path: Path | None) -> Times:
-    """The times of earlier sessions; none where they cannot be read."""
+def _earlier(path: Path | None) -> dict:
+    """The provenance of earlier sessions; empty where there is none that can be read."""
     try:
-        found = {} if path is None else json.loads(path.read_text()).get("seconds", {})
-        return {str(name): [float(s), float(p)] for name, (s, p) in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        found = {} if path is None else json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _times(facts: dict) -> Times:
+    """The times in a provenance; none where they are no times."""
+    try:
+        return {str(name): [float(s), float(p)] for name, (s, p) in facts.get("seconds", {}).items()}
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
