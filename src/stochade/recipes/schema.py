@@ -59,6 +59,8 @@ class Training(_Table):
 
     @model_validator(mode="after")
     def _parses(self):
+        if self.objective in ("extra-class", "mixture") and not self.attacks():
+            raise ValueError(f"objective {self.objective!r} needs adversarial")
         try:
             parse_schedule(self.schedule or "constant", self.epochs)
             for text in self.attacks():
