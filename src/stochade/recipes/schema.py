@@ -60,15 +60,13 @@ class Training(_Table):
     @model_validator(mode="after")
     def _parses(self):
         if self.objective in ("extra-class", "mixture") and not self.attacks():
-            raise ValueError(f"objective {self.objective!r} needs adversarial")
+            raise ValueError(f"objective {self.objective!r} needs attacks in adversarial")
         try:
             parse_schedule(self.schedule or "constant", self.epochs)
             for text in self.attacks():
                 parse_attack(text, Linf(0.1))
         except StochadeError as problem:
             raise ValueError(str(problem)) from None
-        if self.objective in ("mixture", "extra-class") and not self.adversarial:
-            raise ValueError(f"objective {self.objective} needs attacks in adversarial")
         return self
 
     def attacks(self) -> list[str]:
