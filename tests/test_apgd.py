@@ -236,6 +236,21 @@ def test_budgets_per_example(threat):
     torch.testing.assert_close(margin(model(attempt.inputs), y), margin(model(torch.cat(alone)), y))
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_l1_begins_with_few_values_changed(wide):
+    """Normal noise projected on l1 8 leaves the largest of 784 values, a tenth at most (three times the budget: less
+    than half); a uniform point of the ball would change them all."""
+    model, seen = linear((1, 28, 28), 3), []
+    model.register_forward_hook(lambda module, given, out: seen.append(given[0].detach().clone()))
+    x, size = 0.4 + 0.2 * images(4, (1, 28, 28)), 24.0 if wide else 8.0
+    APGD(L1(8.0), steps=10, wide=wide, drop_fooled=False)(model, x, torch.zeros(4, dtype=torch.long))
+    start = next(z for z in seen if len(z) == 4 and not torch.equal(z, x))
+    torch.testing.assert_close(L1(size).distance(start, x), torch.full((4,), size), rtol=1e-5, atol=0)
+    changed = start != x
+    assert int(changed.flatten(1).sum(1).max()) <= (392 if wide else 78)
+    assert not torch.equal(changed[0], changed[1])
+
+
 def test_a_start_that_fools_ends_the_search():
     model, (x, y) = binary(), labelled()
     y = model(x).argmax(1)

@@ -94,7 +94,10 @@ class APGD(Attack):
         given = task.start is not None and first
         *wider, (_, steps) = self._phases()
         widest = _widened(threat, wider[0][0] if wider else 1.0)
-        x = widest.project(task.start[rows], x0) if given else widest.start(x0, stream)  # type: ignore[index]
+        if given:
+            x = widest.project(task.start[rows], x0)  # type: ignore[index]
+        else:
+            x = ASCENTS[threat.name].begin(widest, x0, stream)
         for factor, wide_steps in wider:  # nobody may leave with a point out of the budget
             allowed = _widened(threat, factor)
             state = self._state(allowed, x0, allowed.project(x, x0), wide_steps, fresh=False)

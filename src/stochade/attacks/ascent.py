@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.ball import Ball, like, rows_of
+from stochade.randomness import Stream
 
 MOMENTUM = 0.75  # weight of the gradient's step beside that of the last change (Croce and Hein 2020, equation 3)
 
@@ -47,6 +48,11 @@ class Ascent:
         self.prepare(steps, fresh)
 
     reach = 2.0  # the first step in units of the budget
+
+    @staticmethod
+    def begin(threat: Ball, x0: Tensor, stream: Stream) -> Tensor:
+        """A random point inside the threat to begin at."""
+        return threat.start(x0, stream)
 
     def prepare(self, steps: int, fresh: bool) -> None:
         """What a norm needs besides."""
@@ -146,6 +152,12 @@ class SparseAscent(Ascent):
     """
 
     reach = 1.0
+
+    @staticmethod
+    def begin(threat: Ball, x0: Tensor, stream: Stream) -> Tensor:
+        """Standard normal noise, projected, as the authors' code has it: that leaves few values changed, where a
+        point drawn uniformly from the ball spends the budget on all of them, and the ascent ends lower."""
+        return threat.project(x0 + stream.normal(x0.shape[1:], x0.dtype), x0)
 
     def prepare(self, steps: int, fresh: bool) -> None:
         every = max(int(0.04 * steps), 1)
