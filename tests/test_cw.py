@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 from stochade import L2, Backprop, Linf, evaluate
 from stochade.attacks import L0, L1
@@ -81,6 +82,28 @@ def test_saturated_pixels_move():
     best = need / room.sqrt()
     assert bool((attempt.distance <= 1.05 * best + 0.01).all())
     assert float(((attempt.inputs - x).abs() > 1e-3).float().mean()) > 0.1
+
+
+class Ramps(nn.Module):
+    """Nearly flat below 0.3, steep above: like a network trained against linf attacks. Class 0 on dark images."""
+
+    def __init__(self):
+        super().__init__()
+        with forked(0):
+            self.weight = torch.rand(64, 4) + 3 * (torch.rand(64, 4) < 0.1)
+        self.weight[:, 0] = 0
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return (0.02 * x + (x - 0.3).clamp_min(0)) @ self.weight - torch.tensor([0.0, 1.5, 1.5, 1.5])
+
+
+def test_descents_begin_at_what_was_found():
+    """From the originals every descent ends at 0.43."""
+    with forked(1):
+        x = torch.rand(32, 1, 8, 8) / 4
+    attack = CW(L2(INF), steps=50, search_steps=6, rate=0.05, initial=1.0, abort_early=False)
+    assert float(attack.run(Ramps().eval(), x, torch.zeros(32, dtype=torch.long)).distance.median()) < 0.41
 
 
 def test_kappa_asks_for_more():

@@ -31,7 +31,9 @@ class CW(Attack):
     """Descends on distance + c * max(z_y - max z_other, -kappa), in variables w with x = (1 + tanh(w) / EDGE) / 2.
 
     l2: the squared distance, and a bisection for the smallest c that succeeds, for every example; it succeeds where
-    the last tenth of its descent crosses the boundary, because the first steps of Adam cross it with any c. linf: the
+    the last tenth of its descent crosses the boundary, because the first steps of Adam cross it with any c. A descent
+    begins at the best find so far, where there is one: where the gradient near the original says little (adversarial
+    training), all descents from there end far away. Not on random models, whose finds may be luck. linf: the
     part of the change beyond a bound, which shrinks by 0.97 after each success, with c growing until it succeeds. l0:
     descents on fewer and fewer pixels; after each success those go for which gradient times change is smallest.
 
@@ -96,7 +98,8 @@ class CW(Attack):
         c = torch.full_like(book.best[rows], self.initial)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for _ in range(self.search_steps):
-            run = _Adam(self, book, rows, start, c)
+            found = torch.isfinite(book.best[rows]) & book.ledger.watch.deterministic
+            run = _Adam(self, book, rows, torch.where(like(found, start), book.ledger.found[rows], start), c)
             run.descend(book.task.stream.subset(rows))
             high, low = torch.where(run.won, c, high), torch.where(run.won, low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
