@@ -1,4 +1,4 @@
-"""The page of claims: what was published, what we replicated, what an adaptive attack leaves, what hides the way.
+"""The page of claims: what was published, what we replicated, what an adaptive attack leaves, why.
 
     python -m stochade.recipes.claims results/recipes docs/claims.md
 
@@ -13,7 +13,7 @@ from typing import Any
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
 from stochade.files import write_atomically
-from stochade.recipes.tables import NONE, cell, table
+from stochade.recipes.tables import NONE, cell, reasons_of, table
 
 INTRO = """# Claims
 
@@ -22,7 +22,7 @@ for the very network. Accuracies in percent with 95 % intervals; every accuracy 
 numbers stand beside runs of another size wherever the scale is not `paper`: read the last column. Generated from
 `results/recipes` by `python -m stochade.recipes.claims results/recipes docs/claims.md`.
 """
-HEAD = ["network", "attack of the paper", "claimed", "replicated", "adaptive", "what hides the way", "run"]
+HEAD = ["network", "attack of the paper", "claimed", "replicated", "adaptive", "why the claim is too high", "run"]
 
 
 def rows_of(document: dict[str, Any]) -> list[list[str]]:
@@ -43,7 +43,8 @@ def rows_of(document: dict[str, Any]) -> list[list[str]]:
         if printed is not None and printed["spread"] is not None:
             text += f" ± {printed['spread']:g}"
         replicated = Estimate(**row["claimed"])
-        reasons = "; ".join(row["masking"][:2]) or "nothing found"
+        found_in_audits = [finding for one in row["audits"] for finding in one["findings"]]
+        reasons = "; ".join(reasons_of(found_in_audits)[:2]) or "no such finding"
         attack = f"{about['attack']}, {about['norm']} {about['budget'] * document['budgets_times']:.3g}"
         found.append(
             [row["network"], attack, text, cell(replicated), cell(Estimate(**row["adaptive"])), reasons, run]

@@ -32,7 +32,7 @@ def page(r: Reproduction) -> Document:
                f"{facts['draws']} draws each", f"seeds: {facts['seeds']}"],
         intro=[f"Claim: {recipe.claim}", *([recipe.notes] if recipe.notes else []), tables.READING],
         tables=[Table(heading, columns, rows, note) for heading, columns, rows, note in found],
-        reasons=[(row.name, title) for row in r.rows for title in tables.masking(row)],
+        reasons=[(row.name, title) for row in r.rows for title in tables.explained(row)],
         figures=[item for item in shown if isinstance(item, Figure)],
         strips=[item for item in shown if isinstance(item, Strip)],
         command=facts["command"],

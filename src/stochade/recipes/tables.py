@@ -7,7 +7,7 @@ from stochade.recipes.result import Reproduction, Row, claimed_number
 from stochade.recipes.schema import Published
 
 NONE = "–"
-EXPLAINING = ("masking",)  # findings that say why a number is too high
+EXPLAINING = ("masking", "incomplete")  # severities of findings that say why a number is too high, gravest first
 
 
 def document(r: Reproduction) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _row(r: Reproduction, row: Row) -> dict[str, Any]:
         "published": None if printed is None else printed.model_dump(),
         "claimed": None if claimed is None else claimed.as_dict(),
         "adaptive": None if found is None else found.as_dict(),
-        "masking": masking(row),
+        "reasons": explained(row),
         "training": row.facts,
         "audits": [
             {"command": a.command, "clean": a.clean.as_dict(), "claimed": a.claimed.as_dict(),
@@ -57,10 +57,19 @@ def _matrix(r: Reproduction) -> dict[str, Any]:
     return {"attack": r.matrix.attack, "cells": cells, "stronger_from_outside": r.matrix.stronger_from_outside()}
 
 
-def masking(row: Row) -> list[str]:
-    """Titles of the findings that say what hides the way, each once, over all seeds."""
-    titles = [f.title for a in row.audits for f in a.findings if f.severity in EXPLAINING]
-    return list(dict.fromkeys(titles))
+def reasons_of(findings: list[dict[str, Any]]) -> list[str]:
+    """Titles of the findings that say why the claimed accuracy is too high, one for each check over all seeds: a way
+    that is hidden first, then attacks that stopped too early."""
+    told: dict[str, dict[str, Any]] = {}
+    for finding in findings:
+        if finding["severity"] in EXPLAINING:
+            told.setdefault(finding["check"], finding)
+    return [f["title"] for f in sorted(told.values(), key=lambda f: EXPLAINING.index(f["severity"]))]
+
+
+def explained(row: Row) -> list[str]:
+    """`reasons_of` all audits of a row."""
+    return reasons_of([f.as_dict() for a in row.audits for f in a.findings])
 
 
 def printed(r: Reproduction, network: str, what: str, attack: str = "", budget: float | None = None) -> str:
@@ -224,9 +233,9 @@ def markdown(r: Reproduction) -> str:
     ]
     for heading, columns, rows, note in all_tables(r):
         lines += ["", f"## {heading}", "", *table(columns, rows), *(["", note] if note else [])]
-    reasons = [(row.name, title) for row in r.rows for title in masking(row)]
+    reasons = [(row.name, title) for row in r.rows for title in explained(row)]
     if reasons:
-        lines += ["", "## What hides the way", "", *[f"- {name}: {title}." for name, title in reasons]]
+        lines += ["", "## Why claims are too high", "", *[f"- {name}: {title}." for name, title in reasons]]
     told = {"command": facts["command"]} | provenance_of(r)
     return "\n".join([*lines, "", "## Provenance", "", *[f"- {k}: {v}" for k, v in told.items()]]) + "\n"
 
