@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.apgd import likely
-from stochade.attacks.ball import like
+from stochade.attacks.ball import Ball, like
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.hyperplane import dual_norm
 from stochade.attacks.linearised import shortest, slopes
 from stochade.attacks.minimal import FIRM, ROUNDS, Book, check_norm
 from stochade.attacks.objectives import margin
@@ -26,8 +27,10 @@ CORRECTIONS = 5  # of what was found
 class DeepFool(Attack):
     """The model is linearised, and the input goes towards the nearest of its boundaries, until one is really
     crossed. Then the boundary is linearised where it was crossed, and the point of it that is nearest to the original
-    is tried, some times over. The first boundary of all is also tried at once, which is exact on linear models: the
-    box is part of the step, not a clipping after it.
+    is tried, some times over. The first boundary of all is also tried at once, which is exact on linear models: there
+    the box is part of the step. In the steps of the first half what would leave the box is cut off, because where
+    the linear model is wrong (adversarial training) making up for the box leads across the whole of it; in the second
+    half, for the examples that are left, the box is part of the step again.
 
     Targeted, the step goes to the boundary with the class that is ahead of the target. What is found is moved back
     along the line to its original (`Book.tighten`), so little is left of the overshoot. A warm start that is
@@ -107,7 +110,8 @@ class DeepFool(Attack):
             if step == 0:
                 whole, _ = shortest(threat, x, slope, need)
                 book.look(rows, torch.add(x, whole, alpha=1 + self.overshoot).clamp_(0, 1))
-            change += shortest(threat, x, slope, PART * need)[0]
+            early = 2 * step < self.steps
+            change += _cut(threat, x, slope, PART * need) if early else shortest(threat, x, slope, PART * need)[0]
             x = torch.add(x0, change, alpha=1 + self.overshoot).clamp_(0, 1)
         book.look(rows, x)
 
@@ -124,3 +128,17 @@ class DeepFool(Attack):
             x = torch.add(x0, step, alpha=1 + self.overshoot).clamp_(0, 1)
         if len(rows):
             book.look(rows, x)
+
+
+def _cut(threat: Ball, x: Tensor, slope: Tensor, need: Tensor) -> Tensor:
+    """The shortest change that lets one goal gain what it needs, with what would leave the box cut off.
+
+    Args:
+        slope: [n, C, ...]. need: [n, C], positive.
+    """
+    dual = dual_norm(threat.name, slope.flatten(0, 1)).view_as(need).clamp_min(1e-30)
+    away, pick = (need / dual).min(1)
+    index = torch.arange(len(x), device=x.device)
+    slope, dual = slope[index, pick], dual[index, pick]
+    way = slope / like(dual, x) if threat.name == "l2" else slope.sign()
+    return (x + way.mul_(like(away, x))).clamp_(0, 1) - x
