@@ -88,6 +88,7 @@ class CW(Attack):
     def search(self, task: Task) -> Attempt:
         book = Book(task, self.votes, self.kappa, self.steps * self.search_steps)
         rows, start = book.begin()
+        start = book.ledger.images(rows) if task.start is None else start  # no copy, where these are all
         if len(rows):
             {"l2": self._l2, "linf": self._linf, "l0": self._l0}[task.threat.name](book, rows, start)
         if task.threat.name != "l0":
@@ -160,7 +161,7 @@ class _Adam:
 
     Attributes:
         won: [n] whether the row met an adversarial input (inside tau), under l2 in its last tenth. x: there, or at
-            the end (under l2: where it began).
+            the end (under l2: nothing).
     """
 
     def __init__(self, attack: CW, book: Book, rows: Tensor, x: Tensor, c: Tensor, tau=None, allowed=None):
@@ -174,10 +175,11 @@ class _Adam:
     def descend(self, stream: Stream) -> None:
         """All steps; fills the attributes."""
         a, book, index = self.attack, self.book, torch.arange(len(self.rows), device=self.rows.device)
-        w = ((2 * self.x - 1) * EDGE).atanh_()
+        w = self.x.mul(2).sub_(1).mul_(EDGE).atanh_()
         edge, window = math.atanh(EDGE), max(1, a.steps // CHECKS)
         rows, x0, c, tau, allowed = self.rows, book.ledger.images(self.rows), self.c, self.tau, self.allowed
-        first, second, x = torch.zeros_like(w), torch.zeros_like(w), self.x
+        self.x = x = self.x if self.single else self.x[:0].clone()  # what is not asked for is not held
+        first, second = torch.zeros_like(w), torch.zeros_like(w)
         total, before = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for step in range(a.steps):
             x = w.tanh().mul_(0.5 / EDGE).add_(0.5).clamp_(0, 1)

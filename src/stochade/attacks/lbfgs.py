@@ -73,6 +73,7 @@ class LBFGS(Attack):
     def search(self, task: Task) -> Attempt:
         book = Book(task, self.votes, steps=self.steps * self.search_steps)
         rows, start = book.begin()
+        start = book.ledger.images(rows) if task.start is None else start  # no copy, where these are all
         if len(rows):
             wrong = book.clean.scatter(1, task.y[:, None], -torch.inf).argmax(1)
             goals = wrong if task.targets is None else task.targets
@@ -80,8 +81,7 @@ class LBFGS(Attack):
             low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
             for _ in range(self.search_steps):
                 run = _Descent(self, book, rows, start, goals[rows], c[rows])
-                x = run.descend(task.stream.subset(rows))
-                won = book.look(rows, x)
+                won = book.look(rows, run.descend(task.stream.subset(rows)))
                 high[rows[won]], low[rows[~won]] = c[rows[won]], c[rows[~won]]
                 c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         book.tighten()
@@ -93,7 +93,7 @@ class _Descent:
 
     def __init__(self, attack: LBFGS, book: Book, rows: Tensor, x: Tensor, goals: Tensor, c: Tensor):
         self.attack, self.book, self.rows, self.goals, self.c = attack, book, rows, goals, c
-        self.shape, self.x, self.x0 = x.shape, rows_of(x).clone(), rows_of(book.ledger.images(rows))
+        self.shape, self.x, self.x0 = x.shape, rows_of(x), rows_of(book.ledger.images(rows))
         self.alive = torch.arange(len(x), device=x.device)  # rows whose last line search found something
         self.changes: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y and 1 / <s, y>; 0 where a row takes no part
 
@@ -101,8 +101,7 @@ class _Descent:
         """x after the steps; rows whose line search fails stay where they are."""
         value, gradient = self._differentiated(self.x, stream)
         for _ in range(self.attack.steps):
-            direction = self._direction(gradient)
-            x, fallen = self._searched(value, gradient, direction)
+            x, fallen = self._searched(value, gradient, self._direction(gradient))
             if not bool(fallen.any()):
                 break
             before, old = gradient, self.x
