@@ -38,6 +38,9 @@ class JSMA(Attack):
     a_p + a_q > 0 > b_p + b_q (theta < 0: the opposite signs). The pair is the best of all, not of a sample. Values at
     the bound they move to leave the search. An example stops when it is adversarial, or when no pair is salient.
 
+    Even on a linear model the rule does not find the fewest values: a run moves values one way only and two at a time
+    (of three it uses two), and it ranks them by slope, not by slope times the room that is left to the bound.
+
     Untargeted, the likeliest wrong classes are the targets in turn, each from the original image, and any wrong class
     counts as success; the smallest find is handed back. A warm start counts if it is adversarial, and is no place
     to begin. With L0(k, per="pixel") the unit is a pixel, whose channels move together.

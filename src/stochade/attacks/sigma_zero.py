@@ -18,6 +18,7 @@ from stochade.randomness import Stream
 
 OUTWARD = 1.25  # factor by which a find that lost a fresh vote grows
 TRIES = 10  # times that it may
+LEGS, LEG = 3, 10  # parts of the descent, and the fewest steps of one
 ROUNDS = 20  # of bisection on a number of units, enough for a million
 
 
@@ -27,6 +28,9 @@ class SigmaZero(Attack):
     takes back changes shorter than a threshold that rises while the point is adversarial and falls while it is not
     (algorithm 1 of the paper). The gradient is divided by its largest entry, the optimiser is Adam, and the rate
     falls to a tenth by a cosine.
+
+    After two thirds of the steps (at the 20th of fewer than 30) the descent begins again from the smallest find, with
+    Adam's moments at zero (not in the paper, and no pass more).
 
     With L0(k, per="pixel") the unit is a pixel: d^2 is summed over its channels, in the count and at the threshold.
     Finds are not moved back to the boundary, because length is free in l0; instead, fewer of the changed units are
@@ -86,8 +90,12 @@ class SigmaZero(Attack):
         relaxed = getattr(self.gradient, "relaxed", None) is not None
         change, mean, square = x - x0, torch.zeros_like(x), torch.zeros_like(x)
         tau = torch.full_like(book.best[rows], self.tau)
-        rate = self.rate
+        rate, every, begun = self.rate, max(-(-self.steps // LEGS), LEG), 0
         for step in range(self.steps):
+            if step % every == 0 and step > every:
+                found = torch.isfinite(book.best[rows])
+                change = torch.where(like(found, x0), book.ledger.found[rows] - x0, change)
+                mean, square, begun = torch.zeros_like(x0), torch.zeros_like(x0), step
             x = x0 + change
             result = book.ledger.gradient(self.gradient, x, rows, objective, stream)
             adversarial = book.offer(rows, x, threat.distance(x, x0), result, relaxed)
@@ -103,8 +111,8 @@ class SigmaZero(Attack):
             g /= like(g.flatten(1).abs().amax(1).clamp_min_(1e-12), g)
             mean.lerp_(g, 0.1)
             square.mul_(0.999).addcmul_(g, g, value=0.001)
-            length = square.sqrt().div_(math.sqrt(1 - 0.999 ** (step + 1))).add_(1e-8)
-            change.addcdiv_(mean, length, value=-rate / (1 - 0.9 ** (step + 1)))
+            length = square.sqrt().div_(math.sqrt(1 - 0.999 ** (step - begun + 1))).add_(1e-8)
+            change.addcdiv_(mean, length, value=-rate / (1 - 0.9 ** (step - begun + 1)))
             change = (x0 + change).clamp_(0, 1).sub_(x0)
             rate = self.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / self.steps)))
             tau = (tau + torch.where(adversarial, self.adapt, -self.adapt) * rate).clamp_(0, 1)
