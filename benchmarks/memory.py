@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/memory.py [--attacks "pgd draws=100" square ...] [--batch 256] [--out results/memory]
 
-Every contender runs in a fresh process of one thread in which freed memory goes back to the system at once, so that
-the resident set is what tensors hold: its peak (VmHWM, reset through clear_refs) less what was resident before. Names
+Every contender, the floor too, runs in a fresh process of one thread in which freed memory goes back to the system at
+once and the backend keeps few compiled kernels (it keeps one for each batch size that it sees, and an active set
+shows it many), so that the resident set is what tensors hold: its peak (VmHWM, reset through clear_refs) less what
+was resident before. Names
 are the gradients below or whatever `stochade.attacks.registry.parse_attack` takes; by default all of them. With
 --attacks only these are measured, and join what is already in the folder. An attack that is still running after
 --seconds of CPU is stopped; its peak until then counts. Writes memory.json and .md, with what the bound on tiled
@@ -180,6 +182,7 @@ def measure(name: str, batch: int, seconds: int) -> dict:
 def fresh(name: str, batch: int, seconds: int) -> dict:
     """`measure` in a fresh process, or {"failed": ...}."""
     extra = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    extra |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4", "LRU_CACHE_CAPACITY": "4"}
     command = [sys.executable, __file__, "--one", name, "--batch", str(batch), "--seconds", str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | extra)
     if done.returncode:
@@ -212,7 +215,8 @@ def page(result: dict) -> list[str]:
         "",
         f"Peak at batch {result['batch']} on 1x28x28 images, against {FACTOR} x one forward and backward "
         f"({sizes[0]}) + {INPUTS} tensors like the input ({sizes[1]} each): {sizes[2]}. Fresh processes, resident "
-        f"memory; the largest of {result['repeats']}. Smaller batches are tiled up to 256 images a forward.",
+        f"memory with few kept kernels; the largest of {result['repeats']}. Smaller batches are tiled up to 256 "
+        "images a forward.",
         "",
         "| | MiB | x one pass | inputs beyond one pass | |",
         "|-|-|-|-|-|",
