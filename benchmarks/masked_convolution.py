@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from provenance import QUICK, ROOT, as_lines, provenance, save
+from stochade import native
 from stochade.nn.masked_convolution import conv2d_masked, conv2d_per_example
 from workers import environment
 
@@ -53,8 +55,10 @@ def factored(x: Tensor, weight: Tensor, mask: Tensor, stride: int, padding: int)
 CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor, int, int], Tensor]] = {
     FLOOR: lambda x, weight, mask, stride, padding: F.conv2d(x, weight, None, stride, padding),
     OURS: conv2d_masked,
-    "grouped convolution": lambda x, w, m, s, p: conv2d_per_example(x, w * m, s, p, "grouped"),
-    "patches": lambda x, w, m, s, p: conv2d_per_example(x, w * m, s, p, "unfold"),
+    "native": partial(conv2d_masked, method="native"),
+    "grouped": partial(conv2d_masked, method="grouped"),
+    "patches": partial(conv2d_masked, method="unfold"),
+    "ordinary grouped convolution": lambda x, w, m, s, p: conv2d_per_example(x, w * m, s, p, "grouped"),
     "factored mask": factored,
 }
 
@@ -145,8 +149,9 @@ def markdown(result: dict) -> str:
         "",
         "Forward and backward of a masked 5x5 convolution, batch 50, one thread: CPU time over that of a convolution",
         "with shared weights; median [least, most]. Gradients to input, weights and masks; the floor has no masks.",
-        "*grouped* and *patches* are ordinary operations on weights times masks; *factored* scales channels of a",
-        "shared convolution. *shared* timed like a contender shows the noise of the measurement. Memory is the",
+        "*native* are the compiled kernels, *grouped* and *patches* the forms without a compiler; *ordinary* is a",
+        "grouped convolution of weights times masks; *factored* scales channels of a shared convolution. *shared*",
+        "timed like a contender shows the noise of the measurement. Memory is the",
         "peak over what was resident, over the floor's; the gradient of the masks, which all forms return, is more",
         "than the floor has in all at 32->64 (10.2 MB), so the last column adds it to the floor.",
     ]
@@ -168,6 +173,7 @@ def markdown(result: dict) -> str:
                 )
             ]
             lines += ["", f"Bars: {'; '.join(verdicts)}."]
+    lines += ["", f"Compiled kernels: {result['kernels']['convolution']}."]
     lines += ["", "## Provenance", "", *as_lines(result["provenance"])]
     return "\n".join(lines) + "\n"
 
@@ -184,7 +190,7 @@ def main() -> None:
         return
     repeats, out = (PROCESSES, QUICK) if arguments.quick else (arguments.repeats, arguments.out)
     torch.set_num_threads(1)
-    result: dict = {"cases": {}, "bars": BARS | {"memory": MEMORY_BAR}}
+    result: dict = {"cases": {}, "bars": BARS | {"memory": MEMORY_BAR}, "kernels": native.status()}
     for case in CASES:
         result["cases"][case] = {heap: measure(case, heap, repeats) for heap in HEAPS}
     result["provenance"] = provenance(seed=SEED, repeats=repeats, processes=PROCESSES)

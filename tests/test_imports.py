@@ -16,7 +16,8 @@ ALLOWED = {
     "describe": set(),
     "progress": set(),
     "files": set(),
-    "nn": GROUND,
+    "native": {"errors", "files"},
+    "nn": GROUND | {"native"},
     "models": GROUND | {"nn", "attacks"},  # known-answer models state their truth for a threat
     "data": GROUND | {"nn.discrete"},
     "attacks": GROUND | {"nn.discrete"},

@@ -22,7 +22,7 @@ def tensors(inputs=5, outputs=3, size=(7, 6), kernel=(3, 3), n=5):
     return [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
 
 
-@pytest.mark.parametrize("method", ["auto", "grouped", "unfold"])
+@pytest.mark.parametrize("method", ["auto", "native", "grouped", "unfold"])
 @pytest.mark.parametrize("inputs", [1, 3, 5])
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),

@@ -1,7 +1,8 @@
 """Convolutions whose filters differ from example to example, at the price of a few shared ones.
 
-Two forms, chosen by shape (numbers: `results/cost/masked_convolution.md`): a grouped convolution, one group per
-example, and, where few channels come in, patches and batched matrix products. For filters w * m_n, w shared and m_n
+Three forms, chosen by shape (numbers: `results/cost/masked_convolution.md`): compiled kernels for float32 on a CPU
+(`stochade.native.convolution`; they need a C compiler), else a grouped convolution, one group per example, or, where
+few channels come in, patches and batched matrix products. For filters w * m_n, w shared and m_n
 the mask of example n, one gradient serves both: with G_n that of example n's filters, dL/dm_n = w G_n and
 dL/dw = sum over n of m_n G_n, so that neither masked filters nor G need be held for the whole batch.
 """
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stochade.errors import ModelError, UsageError
+from stochade.native import convolution as native
 
-Method = Literal["auto", "grouped", "unfold"]
+Method = Literal["auto", "native", "grouped", "unfold"]
 _FEW_CHANNELS = 3  # measured: up to here patches and bmm are no slower than groups, above they are two times slower
+_FEW_TERMS = 8  # measured: sums of no more, and single positions, take ATen no longer than the kernels
 _CACHE = 1 << 19  # numbers in the masked filters of a chunk of examples: half of it took up to 20 % longer
 
 
@@ -29,9 +32,10 @@ def conv2d_per_example(
     Args:
         x: [N, I, H, W].
         weight: [N, O, I, k, k].
-        method: "grouped", "unfold", or "auto" (unfold for I <= 3). All give the same up to rounding.
+        method: "native" (compiled kernels), "grouped", "unfold", or "auto": by shape and by what there is. Where
+            there are no kernels for these tensors, "native" is another form. All give the same up to rounding.
 
-    Returns: [N, O, H', W'], differentiable in both arguments.
+    Returns: [N, O, H', W'], differentiable (twice too) in both arguments.
 
     Raises:
         ModelError: shapes that do not fit each other.
@@ -40,12 +44,15 @@ def conv2d_per_example(
         raise ModelError(
             "images [N, I, H, W] and filters [N, O, I, k, k]", f"{list(x.shape)} and {list(weight.shape)}"
         )
+    form = _form(method, stride, padding, x, weight)
+    if form == "native":
+        return _Native.apply(x, weight, None, stride, padding)  # type: ignore[return-value]
     n, outputs, inputs = weight.shape[:3]
     kernel = (weight.shape[3], weight.shape[4])
     height, width = _sizes(x, kernel, stride, padding)
     if n == 0:
         return x.new_zeros(0, outputs, height, width)
-    if _form(method, inputs) == "unfold":
+    if form == "unfold":
         product = _by_patches if _plain(x, weight) else _Patches.apply
         return product(x, weight, stride, padding).view(n, outputs, height, width)  # type: ignore[union-attr]
     merged = F.conv2d(
@@ -78,7 +85,9 @@ def conv2d_masked(
     if weight.ndim != 4 or mask.shape != (x.shape[0], *weight.shape) or x.ndim != 4 or x.shape[1] != weight.shape[1]:
         shapes = f"{list(x.shape)}, {list(weight.shape)} and {list(mask.shape)}"
         raise ModelError("images [N, I, H, W], filters [O, I, k, k] and masks [N, O, I, k, k]", shapes)
-    form = _form(method, weight.shape[1])
+    form = _form(method, stride, padding, x, weight, mask)
+    if form == "native":
+        return _Native.apply(x, weight, mask, stride, padding)  # type: ignore[return-value]
     if form == "unfold" or _plain(x, weight, mask):
         return conv2d_per_example(x, weight * mask, stride, padding, form)
     return _Grouped.apply(x, weight, mask, stride, padding)  # type: ignore[return-value]
@@ -90,12 +99,20 @@ def _plain(*tensors: Tensor) -> bool:
     return autocast or any(t.device.type != "cpu" or t.dtype != tensors[0].dtype for t in tensors)
 
 
-def _form(method: Method, inputs: int) -> Literal["grouped", "unfold"]:
-    if method == "auto":
-        return "unfold" if inputs <= _FEW_CHANNELS else "grouped"
-    if method not in ("grouped", "unfold"):
-        raise UsageError('method "auto", "grouped" or "unfold"', repr(method))
-    return method
+def _form(
+    method: Method, stride: int, padding: int, x: Tensor, weight: Tensor, *mask: Tensor
+) -> Literal["native", "grouped", "unfold"]:
+    if method not in ("auto", "native", "grouped", "unfold"):
+        raise UsageError('method "auto", "native", "grouped" or "unfold"', repr(method))
+    if method == "grouped" or method == "unfold":
+        return method
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and not _plain(x, weight, *mask) and native.suits(x, weight, stride, padding):
+        height, width = _sizes(x, weight.shape[-2:], stride, padding)
+        worth = method == "native" or (height * width > 1 and weight.shape[-3:].numel() > _FEW_TERMS)
+        if worth and native.ready():
+            return "native"
+    return "unfold" if x.shape[1] <= _FEW_CHANNELS else "grouped"
 
 
 def _sizes(x: Tensor, kernel: Sequence[int], stride: int, padding: int) -> tuple[int, int]:
@@ -125,7 +142,8 @@ class _Patches(torch.autograd.Function):
         x, weight, patches = ctx.saved_tensors
         stride, padding = ctx.settings
         if torch.is_grad_enabled():
-            return _again(ctx, (x, weight), partial(_by_patches, stride=stride, padding=padding), upstream)
+            function = partial(_by_patches, stride=stride, padding=padding)
+            return *_again(ctx, (x, weight), function, upstream), None, None
         dx, dw = None, None
         if ctx.needs_input_grad[1]:
             dw = torch.bmm(patches, upstream.transpose(1, 2)).transpose(1, 2).reshape(weight.shape)
@@ -143,7 +161,30 @@ def _again(
     needed = ctx.needs_input_grad[: len(inputs)]
     wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
     found = iter(torch.autograd.grad(function(*inputs), wanted, upstream, create_graph=True))
-    return (*(next(found) if need else None for need in needed), None, None)
+    return tuple(next(found) if need else None for need in needed)
+
+
+class _Native(torch.autograd.Function):
+    """Compiled kernels; without a mask `weight` is [N, O, I, k, k]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mask: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight, mask)
+        ctx.settings = stride, padding
+        return native.forward(x, weight, mask, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mask = ctx.saved_tensors
+        stride, padding = ctx.settings
+        if not torch.is_grad_enabled():
+            needed = ctx.needs_input_grad[:3]
+            return *native.backward(x, weight, mask, upstream, stride, padding, needed), None, None
+        if mask is None:
+            again = partial(conv2d_per_example, stride=stride, padding=padding, method="grouped")
+            return *_again(ctx, (x, weight), again, upstream), None, None, None
+        again = partial(_masked_plainly, stride=stride, padding=padding)
+        return *_again(ctx, (x, weight, mask), again, upstream), None, None
 
 
 class _Grouped(torch.autograd.Function):
@@ -165,7 +206,7 @@ class _Grouped(torch.autograd.Function):
         stride, padding = ctx.settings
         if torch.is_grad_enabled():
             again = partial(_masked_plainly, stride=stride, padding=padding)
-            return _again(ctx, (x, weight, mask), again, upstream)
+            return *_again(ctx, (x, weight, mask), again, upstream), None, None
         for_x, for_weight, for_mask, *_ = ctx.needs_input_grad
         dx = torch.empty_like(x) if for_x else None
         dw = torch.zeros_like(weight) if for_weight else None

@@ -1,0 +1,163 @@
+"""The loader of compiled kernels: the cache, what stands in its way, and processes that compile at once."""
+
+import importlib.util
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stochade import native
+from stochade.native import build
+
+CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+needs_compiler = pytest.mark.skipif(CC is None, reason="no C compiler")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A package with one tiny kernel, a cache of its own, and a compiler that logs its calls."""
+    sources, log = tmp_path / "sources", tmp_path / "log"
+    sources.mkdir()
+    (sources / "tiny.h").write_text("#define ANSWER 42\n")
+    (sources / "tiny.c").write_text('#include "tiny.h"\nint answer(void) { return ANSWER; }\n')
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {CC} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.delenv("STOCHADE_NATIVE", raising=False)
+    return tmp_path
+
+
+def libraries(home):
+    return sorted(path.name for path in (home / "cache" / "stochade" / "native").iterdir())
+
+
+def compilations(home):
+    log = home / "log"
+    return sum("-shared" in line for line in log.read_text().splitlines()) if log.exists() else 0
+
+
+@needs_compiler
+def test_compiles_once_and_keeps_it_where_nobody_else_writes(home, monkeypatch):
+    assert native.load("tiny").answer() == 42
+    assert native.status() == {"tiny": "ready"}
+    assert len(libraries(home)) == 1
+    folder = home / "cache" / "stochade" / "native"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    monkeypatch.setattr(build, "_loaded", {})  # the next process
+    assert native.load("tiny").answer() == 42
+    assert compilations(home) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("changed", ["tiny.c", "tiny.h", "flags", "processor"])
+def test_what_the_library_depends_on_is_in_its_name(home, monkeypatch, changed):
+    native.load("tiny")
+    if changed == "flags":
+        flags = build._flags()
+        monkeypatch.setattr(build, "_flags", lambda: [*flags, "-g0"])
+    elif changed == "processor":
+        monkeypatch.setattr(build, "_processor", lambda: "another")
+    else:
+        path = home / "sources" / changed
+        path.write_text(path.read_text() + "/* changed */\n")
+    monkeypatch.setattr(build, "_loaded", {})
+    assert native.load("tiny") is not None
+    assert compilations(home) == len(libraries(home)) == 2
+
+
+def test_a_compiler_that_fails_is_tried_once(home):
+    failing = home / "compiler"
+    failing.write_text(
+        f'#!/bin/sh\necho "$@" >> {home}/log\n[ "$1" = --version ] || {{ echo broken >&2; exit 1; }}\n'
+    )
+    assert native.load("tiny") is None
+    assert native.load("tiny") is None
+    assert native.status()["tiny"].endswith("compiler failed: broken")
+    assert compilations(home) == 1
+    assert libraries(home) == []
+
+
+@needs_compiler
+def test_kernels_that_do_not_compile(home):
+    (home / "sources" / "tiny.c").write_text("this is not C\n")
+    assert native.load("tiny") is None
+    assert "error" in native.status()["tiny"]
+
+
+def test_no_compiler(home, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert native.load("tiny") is None
+    assert native.status()["tiny"] == "no C compiler (no-such-compiler is not on the path)"
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(home / "empty"))
+    monkeypatch.setattr(build, "_loaded", {})
+    assert "cc, gcc or clang" in native.status()["tiny"]
+
+
+def test_switched_off(home, monkeypatch):
+    monkeypatch.setenv("STOCHADE_NATIVE", "0")
+    assert native.load("tiny") is None
+    assert native.status()["tiny"] == "switched off by STOCHADE_NATIVE=0"
+    assert not (home / "log").exists()
+    assert not (home / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["group writes", "others write outside", "a link", "another's", "not writable", "a file"]
+)
+def test_a_cache_that_cannot_be_trusted_is_refused(home, monkeypatch, wrong):
+    outer = home / "cache" / "stochade"
+    folder = outer / "native"
+    if wrong == "a file":
+        (home / "cache").write_text("")
+    else:
+        folder.mkdir(parents=True, mode=0o700)
+    if wrong == "group writes":
+        folder.chmod(0o770)
+    elif wrong == "others write outside":
+        outer.chmod(0o777)
+    elif wrong == "a link":
+        folder.rename(home / "elsewhere")
+        folder.symlink_to(home / "elsewhere")
+    elif wrong == "another's":
+        uid = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    elif wrong == "not writable":
+        monkeypatch.setattr(
+            build.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(PermissionError("read only"))
+        )
+    assert native.load("tiny") is None
+    assert native.status()["tiny"] != "ready"
+    assert compilations(home) == 0
+
+
+@needs_compiler
+def test_processes_that_compile_at_once(home):
+    """Both load a whole library, and one is left."""
+    spec = importlib.util.find_spec("stochade.native.build")
+    code = (
+        "import importlib.util, pathlib, sys\n"
+        f"spec = importlib.util.spec_from_file_location('build', {spec.origin!r})\n"
+        "build = importlib.util.module_from_spec(spec); spec.loader.exec_module(build)\n"
+        "build.SOURCES = pathlib.Path(sys.argv[1])\n"
+        "print(build.load('tiny').answer())\n"
+    )
+    slow = home / "compiler"  # so that they do meet
+    slow.write_text(slow.read_text().replace("exec", '[ "$1" = --version ] || sleep 0.4\nexec'))
+    command = [sys.executable, "-c", code, str(home / "sources")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0].strip() for process in running] == ["42"] * 3
+    assert compilations(home) == 3
+    assert len(libraries(home)) == 1
+
+
+def test_sources_are_part_of_the_package():
+    assert {path.name for path in Path(native.__file__).parent.iterdir()} >= {"convolution.c", "vectors.h"}
