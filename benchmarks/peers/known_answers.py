@@ -1,11 +1,11 @@
 """What every library reports on models whose accuracy under attack is known exactly, beside the truth.
 
-    .venv/bin/python benchmarks/peers/known_answers.py [--seeds 3] [--quick]
+    .venv/bin/python benchmarks/peers/known_answers.py [--seeds 3] [--cases ...] [--attacks ...] [--quick]
 
 The models are `stochade.models.known_answer.KNOWN`; the peers run on the same objects in .venv-peers. Two numbers for
 each attack: what it (or its suite) tells its user, and what the images that it returned are worth, which is exact:
 P(correct) in closed form. Stochade's attacks are scored by `evaluate`. Writes results/peers/known_answers.json and
-.md.
+.md; with --attacks only these rows are measured, and join the table that is there.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import known_tables
@@ -80,15 +81,23 @@ def attempt(case: Case, name: str, threat: Threat, truth: torch.Tensor, seeds: i
         return {"missing": f"{type(trouble).__name__}: {trouble}".splitlines()[0][:200]}
     kept = runs[0].attacks[name].images
     images = torch.from_numpy(np.stack([kept[row] for row in sorted(kept)]))
-    right = case.model.accuracy_at(images, case.labels[: len(images)])  # type: ignore[operator]
+    labels = case.labels[: len(images)]
+    right = case.model.accuracy_at(images, labels)  # type: ignore[operator]
     kind = "vote" if attack.minimal else "single"
-    answer: dict = {"kind": kind, "worth": float((right > 0.5).double().mean() if attack.minimal else right.mean())}
+    answer: dict = {"kind": kind, "worth": float((voted(right, labels) if attack.minimal else right).mean())}
     if attack.minimal:
-        answer["truth"] = float((truth > 0.5).double().mean())
+        answer["truth"] = float(voted(truth, case.labels).mean())
     for target in ("population", "test set"):
         scores = [records.score(name, kind, target=target) for records in runs]
         answer[target] = [[s.value, s.low, s.high] for s in scores]
     return answer
+
+
+def voted(right: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """P(the majority of DRAWS independent predictions is right) where one is with probability `right`, of two classes
+    (a tie goes to class 0)."""
+    least = np.where(labels.numpy() == 0, DRAWS // 2, DRAWS // 2 + 1)
+    return torch.from_numpy(binom.sf(least - 1, DRAWS, right.double().numpy()))
 
 
 def taken_up(name: str, seeds: int, only: list[str] | None, source: str) -> dict:
@@ -134,6 +143,19 @@ def theirs(names: list[str], seeds: int) -> tuple[dict[str, list[dict]], dict]:
     return told["cases"], told["versions"]
 
 
+def joined(result: dict, cases: dict, source: str) -> dict:
+    """The earlier table with the rows of `cases` in the place of its own, each with its commit."""
+    for name, case in cases.items():
+        fresh = {(row["attack"], row["norm"]): row | {"commit": source} for row in case["stochade"]}
+        rows = result["cases"][name]["stochade"]
+        result["cases"][name]["stochade"] = [fresh.get((row["attack"], row["norm"]), row) for row in rows]
+    at = ", ".join(
+        f"{name}: {'; '.join(sorted({r['attack'] for r in case['stochade']}))}" for name, case in cases.items()
+    )
+    result["provenance"][f"measured again at {source}"] = at
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -149,6 +171,11 @@ def main() -> None:
     for name in names:
         print(name, file=sys.stderr)
         cases[name] = taken_up(name, seeds, arguments.attacks, source)
+    place = QUICK if arguments.quick else arguments.out
+    if arguments.attacks and not arguments.no_peers:
+        result = joined(json.loads((place / "known_answers.json").read_text()), cases, source)
+        save(place, "known_answers", result, known_tables.markdown(result))
+        return
     peers, versions = ({}, {}) if arguments.no_peers else theirs(names, seeds)
     for name, entries in peers.items():
         cases[name]["peers"] = entries
@@ -157,7 +184,7 @@ def main() -> None:
     if arguments.no_peers:
         print(known_tables.markdown(result))
         return
-    save(QUICK if arguments.quick else arguments.out, "known_answers", result, known_tables.markdown(result))
+    save(place, "known_answers", result, known_tables.markdown(result))
 
 
 if __name__ == "__main__":
