@@ -185,7 +185,8 @@ def test_the_form_is_chosen_by_what_there_is():
     assert "Native" not in form(tensors(2, 6, 5, (7, 6), (3, 3)), method="grouped")
     assert "Native" not in form(tensors(2, 6, 5, (7, 6), (3, 3)), stride=3)
     assert "Native" not in form([value.double() for value in tensors(2, 6, 5, (7, 6), (3, 3))])
-    assert "Native" not in form(tensors(2, 6, 5, (3, 3), (3, 3)), padding=0)  # a single position
+    assert "Native" in form(tensors(2, 6, 5, (3, 3), (3, 3)), padding=0)
+    assert "Native" not in form(tensors(2, 2, 5, (3, 3), (3, 3)), padding=0)  # a single position, few channels
     assert "Native" not in form(tensors(2, 6, 5, (7, 6), (1, 1)))
     assert "Native" in form(tensors(2, 6, 5, (7, 6), (1, 1)), method="native")
     with torch.autocast("cpu", torch.bfloat16):
