@@ -19,6 +19,7 @@ from stochade.nn import surrogates
 from stochade.nn.binary import Backward, DeterministicBinary, StochasticBinary
 from stochade.nn.discrete import Discrete
 from stochade.nn.masking import MaskedConv2d, MaskedLinear
+from stochade.nn.wide_linear import WideLinear
 
 Shape = Sequence[int]
 Kind = Literal["stochastic", "deterministic", "rounded"]
@@ -107,7 +108,7 @@ class Gates(nn.Module):
 
 
 def _dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias)
+    layer = WideLinear(inputs, outputs, bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:
         nn.init.zeros_(layer.bias)
