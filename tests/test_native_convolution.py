@@ -225,8 +225,10 @@ def test_empty_batches_and_shapes_that_kernels_do_not_take(monkeypatch):
     assert native.suits(x, weight, 1, 1)
     assert not native.suits(x[:, :, :2], weight, 1, 0)  # smaller than the filters
     assert not native.suits(x, weight, 1, -1)
+    native._fits.cache_clear()
     monkeypatch.setattr(native, "_LARGEST", 4 * 7 * 6)
     assert not native.suits(x, weight, 1, 1)
+    native._fits.cache_clear()
 
 
 def test_no_memory_is_an_error():

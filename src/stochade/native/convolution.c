@@ -38,12 +38,13 @@ typedef struct {
     long height, width, pixels; /* of the output */
     long area, taps, size;      /* numbers of one filter's channel, of one filter, of all filters */
     long high, wide;            /* the padded image */
-    long up_high, up_wide;      /* the padded upstream */
+    long up_high, up_wide;      /* the padded upstream; or a row of a plane to fold into */
     int folds;                  /* the input's gradient is formed in output pixels and folded */
     int *tap, *natural, *pixel; /* offsets of taps in (row, input, column); their place, from (input, row, column) */
     int *first_tap, *end_tap, *first_pixel, *end_pixel; /* what does not meet padding only, by row */
     Phase phase[STRIDES * STRIDES];
     int *step, *all; /* of the folding */
+    const float *up_end; /* where the upstream of all examples ends */
     float *image, *filters, *panels, *up_panels, *up_image, *lanes;
 } Work;
 
@@ -127,16 +128,16 @@ static char *lay_out(Work *k, char *base, int backward) {
     k->tap = room(&next, k->taps), k->natural = room(&next, k->taps), k->pixel = room(&next, k->pixels);
     k->first_tap = room(&next, k->height), k->end_tap = room(&next, k->height);
     k->first_pixel = room(&next, s.rows), k->end_pixel = room(&next, s.rows);
-    k->filters = room(&next, k->size + LANES); /* blocks at the end are read beyond it */
+    k->filters = room(&next, k->size + LANES); /* blocks at the end are read beyond it, as of lanes */
     long result = most(k->pixels, backward ? k->taps : 0) * lanes, panels = lanes * k->taps;
     if (backward) {
         result = most(result, k->folds ? k->area * columns : s.height * s.width * rounded(s.inputs));
         panels = k->folds ? columns * s.outputs : rounded(s.inputs) * s.outputs * k->area;
         k->up_panels = room(&next, lanes * k->pixels);
-        k->up_image = room(&next, k->folds ? 0 : s.outputs * k->up_high * k->up_wide);
+        k->up_image = room(&next, (k->folds ? s.stride : s.outputs) * k->up_high * k->up_wide);
         k->step = room(&next, s.outputs), k->all = room(&next, k->area);
     }
-    k->lanes = room(&next, result), k->panels = room(&next, panels);
+    k->lanes = room(&next, result + LANES), k->panels = room(&next, panels);
     k->image = room(&next, s.inputs * k->high * k->wide);
     if (!base) k->image = 0;
     if (backward && !k->folds) phases(k, &next);
@@ -151,10 +152,11 @@ static char *begin(Work *k, const Shape *shape, int backward) {
     k->height = (k->high - s.rows) / s.stride + 1, k->width = (k->wide - s.columns) / s.stride + 1;
     k->pixels = k->height * k->width;
     k->area = s.rows * s.columns, k->taps = s.inputs * k->area, k->size = s.outputs * k->taps;
-    k->up_high = most((s.height - 1 + s.padding) / s.stride + 1, k->height) + (s.rows - 1) / s.stride;
-    k->up_wide = most((s.width - 1 + s.padding) / s.stride + 1, k->width) + (s.columns - 1) / s.stride;
     /* the share of lanes that work, and a tenth for the folding */
     k->folds = 10 * s.inputs * rounded(k->pixels) < 9 * k->pixels * rounded(s.inputs);
+    k->up_high = most((s.height - 1 + s.padding) / s.stride + 1, k->height) + (s.rows - 1) / s.stride;
+    k->up_wide = most((s.width - 1 + s.padding) / s.stride + 1, k->width) + (s.columns - 1) / s.stride;
+    if (k->folds) k->up_high = k->high, k->up_wide = rounded(most(k->width, k->wide / s.stride + 1)) + s.columns;
     const size_t bytes = lay_out(k, 0, backward) - (char *)0;
     char *base = aligned_alloc(64, bytes);
     if (!base) return 0;
@@ -191,7 +193,7 @@ static void take_filters(Work *k, const float *weight, const float *mask) {
 static void output(Work *k, float *out, const float *ahead) {
     const Shape s = k->s;
     const Plan plan = {rounded(s.outputs), k->taps, k->height, k->width, k->pixel, k->tap, k->first_tap, k->end_tap, 0};
-    to_panels(k->panels, k->filters, s.outputs, k->taps, k->natural);
+    to_panels(k->panels, k->filters, s.outputs, k->taps, k->natural, k->filters + k->size + LANES);
     sweep(&plan, k->panels, k->image, k->lanes, ahead, k->size);
     from_lanes(out, k->lanes, s.outputs, k->pixels, 0);
 }
@@ -203,7 +205,7 @@ static void filter_gradient(Work *k, const float *up, const float *weight, const
     const long lanes = rounded(s.outputs);
     const Plan plan = {lanes, k->pixels, s.rows, s.inputs * s.columns, k->tap, k->pixel, k->first_pixel, k->end_pixel,
                        0};
-    to_panels(k->up_panels, up, s.outputs, k->pixels, 0);
+    to_panels(k->up_panels, up, s.outputs, k->pixels, 0, k->up_end);
     sweep(&plan, k->up_panels, k->image, k->lanes, ahead, k->size);
     from_lanes(k->filters, k->lanes, s.outputs, k->taps, k->natural);
     for (long n = 0; n < k->size; n++) {
@@ -232,7 +234,8 @@ static void input_gradient(Work *k, const float *up, float *dx, const float *ahe
             }
             for (long o = 0; o < s.outputs; o++) {
                 vec block[LANES];
-                get_block(block, k->filters + (o * s.inputs + lane) * k->area + n, k->area, s.inputs - lane, LANES);
+                get_block(block, k->filters + (o * s.inputs + lane) * k->area + n, k->area, s.inputs - lane, k->area - n,
+                          k->filters + k->size + LANES);
                 for (long i = 0; i < some; i++) put(to[i] + o * step[i], block[i]);
             }
         }
@@ -255,27 +258,32 @@ static void folded_input_gradient(Work *k, const float *up, float *dx, const flo
         long wide;
         float *to = in_panels(k->panels, lanes, s.outputs, lane, &wide);
         for (long o = 0; o < s.outputs; o++) {
-            put(to + o * wide, get_some(up + o * k->pixels + lane, k->pixels - lane));
+            const float *from = up + o * k->pixels + lane; /* lanes behind the last pixel may hold anything */
+            put(to + o * wide, k->up_end - from >= LANES ? get(from) : get_some(from, k->pixels - lane));
         }
     }
-    memset(dx, 0, 4 * s.inputs * s.height * s.width);
+    /* padded column X is column X / stride of plane X % stride, so that all sums run over neighbours */
+    const long pitch = k->up_wide, row = s.stride * pitch;
+    bits rest;
+    for (long i = 0; i < LANES; i++) rest[i] = i < k->width % LANES ? -1 : 0;
     for (long i = 0; i < s.inputs; i++) {
         sweep(&plan, k->panels, k->filters + i * k->area, k->lanes, 0, 0);
+        memset(k->up_image, 0, 4 * k->high * row);
         for (long n = 0; n < k->area; n++) {
-            const long row = n / s.columns - s.padding, column = n % s.columns - s.padding;
-            const long first = (most(0, -column) + s.stride - 1) / s.stride;
-            const long end = least(k->width, (most(0, s.width - column) + s.stride - 1) / s.stride);
+            const long down = n / s.columns, right = n % s.columns;
             for (long y = 0; y < k->height; y++) {
-                const long to_y = y * s.stride + row;
-                if (to_y < 0 || to_y >= s.height) continue;
                 const float *from = k->lanes + n * lanes + y * k->width;
-                float *to = dx + (i * s.height + to_y) * s.width + column;
-                if (s.stride == 1) {
-                    for (long x = first; x < end; x++) to[x] += from[x];
-                } else {
-                    for (long x = first; x < end; x++) to[x * s.stride] += from[x];
-                }
+                float *to = k->up_image + (y * s.stride + down) * row + right % s.stride * pitch + right / s.stride;
+                long x = 0;
+                for (; x + LANES <= k->width; x += LANES) put(to + x, get(to + x) + get(from + x));
+                if (x < k->width) put(to + x, get(to + x) + (vec)((bits)get(from + x) & rest));
             }
+        }
+        for (long y = 0; y < s.height; y++) {
+            const float *from = k->up_image + (y + s.padding) * row;
+            float *to = dx + (i * s.height + y) * s.width;
+            if (s.stride == 1) memcpy(to, from + s.padding, 4 * s.width);
+            else for (unsigned long x = s.padding, end = x + s.width; x < end; x++) *to++ = from[x % 2 * pitch + x / 2];
         }
     }
 }
@@ -305,6 +313,7 @@ int backward(const Shape *shape, const float *x, const float *weight, const floa
     if (!memory) return 1;
     const float *own = mask ? mask : weight;
     const long image = shape->inputs * shape->height * shape->width;
+    k.up_end = upstream + end * shape->outputs * k.pixels;
     for (long n = first; n < end; n++) {
         const float *base = mask ? weight : weight + n * k.size, *hide = mask ? mask + n * k.size : 0;
         const float *up = upstream + n * shape->outputs * k.pixels;

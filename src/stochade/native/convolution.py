@@ -6,6 +6,7 @@ Examples are split over `torch.get_num_threads()` threads; at an equal number of
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -26,14 +27,18 @@ def ready() -> bool:
 
 def suits(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether the kernels take images [N, I, H, W] and filters [..., O, I, k, k] of this kind."""
-    outputs, inputs, rows, columns = weight.shape[-4:]
-    height, width = x.shape[2] + 2 * padding, x.shape[3] + 2 * padding
+    single = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return single and len(x) > 0 and _fits(x.shape[1:], weight.shape[-4:], stride, padding)
+
+
+@lru_cache
+def _fits(image: Sequence[int], filters: Sequence[int], stride: int, padding: int) -> bool:
+    outputs, inputs, rows, columns = filters
+    height, width = image[1] + 2 * padding, image[2] + 2 * padding
     return (
-        x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and stride in STRIDES
+        stride in STRIDES
         and padding >= 0
-        and min(len(x), outputs, inputs, rows, columns, height - rows + 1, width - columns + 1) > 0
+        and min(outputs, inputs, rows, columns, height - rows + 1, width - columns + 1) > 0
         and max(outputs, inputs) * (height + rows) * (width + columns) < _LARGEST
         and outputs * inputs * rows * columns < _LARGEST
     )
@@ -55,7 +60,10 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor | None, stride: int, padding
     x, weight, mask = x.contiguous(), weight.contiguous(), None if mask is None else mask.contiguous()
     height, width = ((x.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (-2, -1))
     out = x.new_empty(len(x), weight.shape[-4], height, width)
-    shape, tensors = _shape(x, weight, stride, padding), [_address(t) for t in (x, weight, mask, out)]
+    shape, tensors = (
+        _shape(x.shape[1:], weight.shape[-4:], stride, padding),
+        [_address(t) for t in (x, weight, mask, out)],
+    )
     call = _kernels().forward
     _spread([lambda a=a, b=b: call(shape, *tensors, a, b) for a, b in _parts(x, weight, out)])
     return out
@@ -80,7 +88,7 @@ def backward(
     """
     x, weight, mask = x.contiguous(), weight.contiguous(), None if mask is None else mask.contiguous()
     upstream = upstream.contiguous()
-    shape, parts = _shape(x, weight, stride, padding), _parts(x, weight, upstream)
+    shape, parts = _shape(x.shape[1:], weight.shape[-4:], stride, padding), _parts(x, weight, upstream)
     for_x, for_weight, for_mask = needed
     dx = torch.empty_like(x) if for_x else None
     if mask is None:  # the kernels give the gradient of each example's filters where masks would have theirs
@@ -111,9 +119,10 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> ctypes.Array:
-    outputs, _, rows, columns = weight.shape[-4:]
-    return (_LONG * 8)(*x.shape[1:], outputs, rows, columns, stride, padding)
+@lru_cache
+def _shape(image: Sequence[int], filters: Sequence[int], stride: int, padding: int) -> ctypes.Array:
+    outputs, _, rows, columns = filters
+    return (_LONG * 8)(*image, outputs, rows, columns, stride, padding)
 
 
 def _parts(x: Tensor, weight: Tensor, out: Tensor) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@
 #endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int bits __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -140,8 +141,7 @@ static void sweep(const Plan *plan, const float *panels, const float *from, floa
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int order __attribute__((vector_size(4 * LANES)));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (order){__VA_ARGS__})
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (bits){__VA_ARGS__})
 #endif
 
 INLINE void transpose(vec *block) { /* log2(LANES) perfect shuffles */
@@ -167,9 +167,10 @@ INLINE void put_some(float *p, vec v, long count) {
     else memcpy(p, &v, 4 * count);
 }
 
-/* A block of source[lane][n], lanes `step` apart, as rows n with lanes innermost; zeros outside. */
-INLINE void get_block(vec *block, const float *source, long step, long lanes, long count) {
-    if (lanes >= LANES && count >= LANES) {
+/* A block of source[lane][n], lanes `step` apart, as rows n with lanes innermost. Rows from `count` and lanes from
+ * `lanes` on hold anything: up to `end` memory may be read. */
+INLINE void get_block(vec *block, const float *source, long step, long lanes, long count, const float *end) {
+    if (end - source >= (LANES - 1) * step + LANES) {
         UNROLL for (int i = 0; i < LANES; i++) block[i] = get(source + i * step);
     } else {
         for (int i = 0; i < LANES; i++) block[i] = i < lanes ? get_some(source + i * step, count) : (vec){0};
@@ -178,14 +179,14 @@ INLINE void get_block(vec *block, const float *source, long step, long lanes, lo
 }
 
 /* source[lane][count] -> panels; row n goes to row place[n] (0: n). */
-static void to_panels(float *panels, const float *source, long real, long count, const int *place) {
+static void to_panels(float *panels, const float *source, long real, long count, const int *place, const float *end) {
     const long lanes = rounded(real);
     for (long lane = 0; lane < lanes; lane += LANES) {
         long wide;
         float *base = in_panels(panels, lanes, count, lane, &wide);
         for (long n = 0; n < count; n += LANES) {
             vec block[LANES];
-            get_block(block, source + lane * count + n, count, real - lane, count - n);
+            get_block(block, source + lane * count + n, count, real - lane, count - n, end);
             const long some = least(LANES, count - n);
             for (long i = 0; i < some; i++) put(base + (place ? place[n + i] : n + i) * wide, block[i]);
         }
