@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from stochade.native import build
+from stochade.native import build, threads
 from stochade.native import convolution as native
 from stochade.nn.masked_convolution import conv2d_masked, conv2d_per_example
 
@@ -233,4 +233,4 @@ def test_empty_batches_and_shapes_that_kernels_do_not_take(monkeypatch):
 
 def test_no_memory_is_an_error():
     with pytest.raises(MemoryError):
-        native._spread([lambda: 0, lambda: 1])
+        threads.spread([lambda: 0, lambda: 1])

@@ -4,15 +4,14 @@ Examples are split over `torch.get_num_threads()` threads; at an equal number of
 """
 
 import ctypes
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from stochade.native.build import load
+from stochade.native.threads import parts, spread
 
 STRIDES = (1, 2)
 _LONG, _POINTER = ctypes.c_long, ctypes.c_void_p
@@ -65,7 +64,7 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor | None, stride: int, padding
         [_address(t) for t in (x, weight, mask, out)],
     )
     call = _kernels().forward
-    _spread([lambda a=a, b=b: call(shape, *tensors, a, b) for a, b in _parts(x, weight, out)])
+    spread([lambda a=a, b=b: call(shape, *tensors, a, b) for a, b in _parts(x, weight, out)])
     return out
 
 
@@ -88,21 +87,21 @@ def backward(
     """
     x, weight, mask = x.contiguous(), weight.contiguous(), None if mask is None else mask.contiguous()
     upstream = upstream.contiguous()
-    shape, parts = _shape(x.shape[1:], weight.shape[-4:], stride, padding), _parts(x, weight, upstream)
+    shape, ranges = _shape(x.shape[1:], weight.shape[-4:], stride, padding), _parts(x, weight, upstream)
     for_x, for_weight, for_mask = needed
     dx = torch.empty_like(x) if for_x else None
     if mask is None:  # the kernels give the gradient of each example's filters where masks would have theirs
         dm, sums = torch.empty_like(weight) if for_weight else None, None
     else:
         dm = torch.empty_like(mask) if for_mask else None
-        sums = weight.new_zeros(len(parts), *weight.shape) if for_weight else None  # of every thread
+        sums = weight.new_zeros(len(ranges), *weight.shape) if for_weight else None  # of every thread
     tensors = [_address(t) for t in (x, weight, mask, upstream, dx, dm)]
-    own = [_address(None if sums is None else sums[i]) for i in range(len(parts))]
+    own = [_address(None if sums is None else sums[i]) for i in range(len(ranges))]
     call = _kernels().backward
-    _spread([lambda a=a, b=b, dw=dw: call(shape, *tensors, dw, a, b) for (a, b), dw in zip(parts, own, strict=True)])
+    spread([lambda a=a, b=b, dw=dw: call(shape, *tensors, dw, a, b) for (a, b), dw in zip(ranges, own, strict=True)])
     if mask is None:
         return dx, dm, None
-    return dx, sums if sums is None else sums[0] if len(parts) == 1 else sums.sum(0), dm
+    return dx, sums if sums is None else sums[0] if len(ranges) == 1 else sums.sum(0), dm
 
 
 def _kernels() -> ctypes.CDLL:
@@ -128,22 +127,4 @@ def _shape(image: Sequence[int], filters: Sequence[int], stride: int, padding: i
 def _parts(x: Tensor, weight: Tensor, out: Tensor) -> list[tuple[int, int]]:
     """Ranges of examples, one for each thread."""
     work = out.numel() * weight.shape[-3] * weight.shape[-2] * weight.shape[-1]
-    parts = max(1, min(torch.get_num_threads(), len(x), work // _WORTH))
-    return list(pairwise(i * len(x) // parts for i in range(parts + 1)))
-
-
-def _spread(calls: Sequence[Callable[[], int]]) -> None:
-    """Runs the calls at once, the first on this thread. ctypes lets go of the interpreter meanwhile."""
-    codes = [0] * len(calls)
-
-    def run(i: int) -> None:
-        codes[i] = calls[i]()
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(1, len(calls))]
-    for thread in threads:
-        thread.start()
-    run(0)
-    for thread in threads:
-        thread.join()
-    if any(codes):
-        raise MemoryError("no room for the intermediate results of a convolution")
+    return parts(len(x), work // _WORTH)

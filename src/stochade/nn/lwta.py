@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stochade.errors import ModelError, UsageError
+from stochade.native import competition as native
 from stochade.nn.discrete import Discrete, Surrogate
 from stochade.nn.sampling import gumbel_like, logistic_, logistic_like
 
@@ -26,8 +27,9 @@ def _blocks(x: Tensor, units: int) -> Tensor:
 def _noise(x: Tensor, units: int) -> Tensor:
     """The noise of one competition: a Gumbel variable for every unit, [N, C / units, units, ...]. Of two units only
     the difference matters, which is logistic, [N, C / 2, ...]."""
-    blocks = _blocks(x, units)
-    return logistic_like(blocks[:, :, 0]) if units == 2 else gumbel_like(blocks)
+    if units == 2:
+        return native.noise(x) if native.suits(x) else logistic_like(_blocks(x, 2)[:, :, 0])
+    return gumbel_like(_blocks(x, units))
 
 
 def _shares(x: Tensor, units: int, temperature: float, noise: Tensor | None = None) -> Tensor:
@@ -44,6 +46,8 @@ def _shares(x: Tensor, units: int, temperature: float, noise: Tensor | None = No
 def _pairs(x: Tensor, temperature: float) -> Tensor:
     """A soft draw for blocks of two without a record for the backward: what `_shares` gives, worked out where the
     result will stand."""
+    if native.suits(x):
+        return native.draw(x, temperature)
     blocks = _blocks(x, 2)
     first, second = blocks.unbind(2)
     out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
