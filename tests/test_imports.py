@@ -13,7 +13,7 @@ GROUND = {"errors", "randomness", "describe", "progress", "files"}
 ALLOWED = {
     "errors": set(),
     "randomness": {"errors"},
-    "describe": set(),
+    "describe": {"native"},  # which kernels run belongs to a result's provenance
     "progress": set(),
     "files": set(),
     "native": {"errors", "files"},

@@ -115,6 +115,7 @@ def provenance() -> dict:
     import scipy
 
     from stochade import __version__
+    from stochade.native import status
 
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -132,5 +133,6 @@ def provenance() -> dict:
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.machine()}",
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "compiled kernels": status(),
         },
     }
