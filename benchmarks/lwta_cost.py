@@ -106,10 +106,10 @@ def markdown(result: dict) -> str:
         f"Bar, {FACTOR} times less: {state}.",
         "",
         "Where the time goes: convolutions grow with the square of the widening, activations with the widening, so",
-        "the ratio falls with it. At widening 1 the whole ReLU network spends only 4 to 7 ns per activation. Noise and",
-        "competition are one compiled pass (`native/competition.c`); by ATen's operations, without a compiler, torch's",
-        "Mersenne Twister alone, which draws one number after the other, takes 1 ns per unit. With the heap as the",
-        "system has it, page faults slow both networks, which hides part of the difference.",
+        "the ratio falls with it. At widening 1 the whole ReLU network spends only 4 to 7 ns per activation. Noise",
+        "and competition are one compiled pass (`native/competition.c`); by ATen's operations, without a compiler,",
+        "torch's Mersenne Twister alone, which draws one number after the other, takes 1 ns per unit. With the heap",
+        "as the system has it, page faults slow both networks, which hides part of the difference.",
     ]
     return "\n".join([*lines, "", "## Provenance", "", *as_lines(result["provenance"])]) + "\n"
 
