@@ -27,6 +27,7 @@ PASSES = ("forward", "and backward to inputs (attack)", "and backward to all (tr
 
 
 def seconds(layer: nn.Linear, x: torch.Tensor, upstream: torch.Tensor, kind: str) -> float:
+    layer.requires_grad_(kind == PASSES[2])  # attacks want no gradients of weights
     start = time.process_time()
     if kind == PASSES[0]:
         with torch.no_grad():
