@@ -1,6 +1,7 @@
 """Runs a recipe: trains its networks, attacks them as the paper does, audits them, and puts the three numbers of
 every row side by side."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def reproduce(
     facts = {
         "train": len(train_set), "validation": len(validation), "test": len(test), "seeds": count, "seed": seed,
         "draws": settings.draws, "effort": settings.effort, "provenance": provenance(),
-        "command": f"stochade reproduce {found.name} --scale {scale}" + (f" --seeds {seeds}" if seeds else ""),
+        "command": shlex.join(
+            ["stochade", "reproduce", found.name, "--scale", scale, *(["--seeds", str(seeds)] if seeds else []),
+             *(["--rows", *rows] if only else [])]
+        ),
     }  # fmt: skip
     records = {name: all_seeds[0]["test"] for name, all_seeds in parts.items()}
     return Reproduction(
