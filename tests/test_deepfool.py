@@ -67,3 +67,15 @@ def test_without_any_slope_nothing_moves(kind):
     attempt = DeepFool(kind(INF), steps=5).run(model, x, y)
     assert bool(torch.isinf(attempt.distance).all())
     assert torch.equal(attempt.inputs, x)
+
+
+@pytest.mark.parametrize("kind", [L2, Linf])
+@pytest.mark.parametrize("height", [1e6, 1e9, 1e12])
+def test_a_flat_model_of_huge_logits_is_survived(kind, height):
+    class Flat(nn.Module):
+        def forward(self, x):
+            flat = 0 * x.flatten(1).sum(1)
+            return torch.stack([height + flat, flat], 1)
+
+    attempt = DeepFool(kind(0.3), steps=4).run(Flat().eval(), torch.rand(2, 4), torch.zeros(2, dtype=torch.long))
+    assert bool(torch.isfinite(attempt.inputs).all())

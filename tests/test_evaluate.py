@@ -264,6 +264,21 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
         run(tmp_path, attacks=ATTACKS | {"fgsm": FGSM(2e-3)})
 
 
+def test_records_with_and_without_compiled_kernels_are_not_mixed(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    monkeypatch.setattr(
+        sys.modules["stochade.evaluate.run"], "kernels", lambda: dict.fromkeys(first.meta["kernels"], "switched off")
+    )
+    if not any(first.meta["kernels"].values()):
+        pytest.skip("no compiled kernels")
+    with pytest.raises(RecordsError, match="differs in: kernels"):
+        run(tmp_path)
+    told = json.loads((tmp_path / "run.json").read_text())
+    del told["kernels"]  # a run of an older version
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    run(tmp_path)
+
+
 def test_records_survive_the_disk(tmp_path):
     records = run(tmp_path)
     loaded = Records.load(tmp_path)

@@ -21,7 +21,7 @@ ALLOWED = {
     "models": GROUND | {"nn", "attacks"},  # known-answer models state their truth for a threat
     "data": GROUND | {"nn.discrete"},
     "attacks": GROUND | {"nn.discrete"},
-    "evaluate": GROUND | {"nn.discrete", "attacks"},
+    "evaluate": GROUND | {"nn.discrete", "attacks", "native"},
     "audit": GROUND | {"nn.discrete", "attacks", "evaluate"},
     "report": GROUND | {"evaluate", "audit"},
     "registry": GROUND | {"nn", "models"},

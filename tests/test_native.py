@@ -36,7 +36,9 @@ def home(tmp_path, monkeypatch):
 
 
 def libraries(home):
-    return sorted(path.name for path in (home / "cache" / "stochade" / "native").iterdir())
+    """Whatever lies in the cache but the seals."""
+    folder = home / "cache" / "stochade" / "native"
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".sha256")
 
 
 def compilations(home):
@@ -161,3 +163,22 @@ def test_processes_that_compile_at_once(home):
 
 def test_sources_are_part_of_the_package():
     assert {path.name for path in Path(native.__file__).parent.iterdir()} >= {"convolution.c", "vectors.h"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [0, 2000, -1])
+def test_a_damaged_library_is_compiled_again_and_not_loaded(home, monkeypatch, size):
+    native.load("tiny")
+    (library,) = (home / "cache" / "stochade" / "native").glob("*.so")
+    library.write_bytes(library.read_bytes()[:size])
+    monkeypatch.setattr(build, "_loaded", {})
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path: Path(path).stat().st_size)
+    assert native.load("tiny") > 2000
+    assert compilations(home) == 2
+
+
+def test_a_compiler_that_makes_nothing_leaves_nothing(home):
+    (home / "compiler").write_text("#!/bin/sh\nexit 0\n")
+    assert native.load("tiny") is None
+    assert "made nothing" in native.status()["tiny"]
+    assert libraries(home) == []

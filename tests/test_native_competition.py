@@ -137,3 +137,17 @@ def test_without_kernels_a_layer_draws_by_plain_operations(monkeypatch):
         out = LWTA(2).eval()(x)
     assert out.shape == x.shape
     assert not torch.equal(out, x)
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_recorded_or_means_something_else_goes_the_ordinary_way():
+    x = torch.randn(2, 4, 8, 8)
+    assert not native.suits(torch._neg_view(x))
+    traced = torch.jit.trace(LWTA(2).eval(), x, check_trace=False)
+    out = traced(x)
+    assert out.shape == x.shape
+    assert bool(((out == 0) | (out.sign() == x.sign())).all())  # not memory that nobody wrote
+    seen = []
+    torch.func.vmap(lambda part: seen.append(native.suits(part)) or part)(x[None])
+    assert seen == [False]

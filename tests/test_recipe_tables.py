@@ -26,6 +26,11 @@ def test_a_check_that_speaks_for_every_seed_is_told_once_and_in_the_words_of_the
     assert reasons_of([STOPPED, again]) == [STOPPED["title"]]
 
 
+def test_a_check_that_is_grave_for_one_seed_only_comes_first_all_the_same():
+    mild = finding("zero-gradient", "incomplete", "seed 0")
+    assert reasons_of([mild, STOPPED, finding("zero-gradient", "masking", "seed 1")]) == ["seed 1", STOPPED["title"]]
+
+
 def test_the_page_of_claims_takes_the_reasons_from_the_findings_of_the_audits(tmp_path):
     score = {
         "value": 0.5, "low": 0.4, "high": 0.6, "examples": 100, "draws": 10, "target": "population", "kind": "single"

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stochade.nn import scope_of
 from stochade.nn import wide_linear as module
 from stochade.nn.wide_linear import WideLinear, wide_linear
 
@@ -78,3 +79,19 @@ def test_the_layer_takes_the_weights_of_a_linear_one_and_copies():
     layer.load_state_dict(plain.state_dict())
     x = torch.randn(5, 512, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(copy.deepcopy(layer)(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_function_transforms_and_wrong_widths_meet_the_ordinary_layer(calls):
+    x, w, b = (t.detach() for t in problem(3, 4, 5))
+    slopes = torch.func.vmap(torch.func.grad(lambda row: wide_linear(row[None], w, b).square().sum()))(x)
+    torch.testing.assert_close(slopes, 2 * (x @ w.t() + b) @ w)
+    with pytest.raises(RuntimeError, match="shapes"):
+        wide_linear(x[:, :3], w, b)
+    assert not calls
+
+
+def test_noise_hooked_onto_the_layer_is_not_overlooked():
+    layer = WideLinear(3, 4)
+    assert scope_of(layer) == "none"
+    layer.register_forward_hook(lambda module, inputs, output: output + torch.randn_like(output))
+    assert scope_of(layer) == "unknown"

@@ -137,7 +137,7 @@ def _cut(threat: Ball, x: Tensor, slope: Tensor, need: Tensor) -> Tensor:
         slope: [n, C, ...]. need: [n, C], positive.
     """
     dual = dual_norm(threat.name, slope.flatten(0, 1)).view_as(need).clamp_min(1e-30)
-    away, pick = (need / dual).min(1)
+    away, pick = (need / dual).clamp_(max=1e30).min(1)  # no slope and a huge need: infinity times 0 is no number
     index = torch.arange(len(x), device=x.device)
     slope, dual = slope[index, pick], dual[index, pick]
     way = slope / like(dual, x) if threat.name == "l2" else slope.sign()

@@ -28,6 +28,7 @@ from stochade.evaluate.source import Source
 from stochade.evaluate.store import join, read_unit, unit_bytes, unit_path, write_json
 from stochade.evaluate.unit import Settings, Unit, attack_info, run_unit
 from stochade.files import write_atomically
+from stochade.native import status as kernels
 from stochade.nn.discrete import scope_of
 from stochade.progress import progress
 
@@ -136,6 +137,8 @@ def evaluate(
         "about": describe(meta or {}),
     }
     config["digest"] = digest(config | {"data": fingerprint_data(source)})
+    # compiled here, before workers ask for them at once; draws of some layers depend on them
+    config["kernels"] = {name: told == "ready" for name, told in kernels().items()}
     folder = None if out is None else Path(out)
     if folder is not None:
         _open(folder, config)
@@ -167,7 +170,8 @@ def _open(folder: Path, config: dict) -> None:
             before = json.loads(path.read_text())
         except json.JSONDecodeError:
             before = {}
-        if before.get("digest") != config["digest"]:
+        before.setdefault("kernels", config["kernels"])  # runs of older versions do not say
+        if any(before.get(k) != config[k] for k in ("digest", "kernels")):
             keys = sorted(k for k in config if k != "digest" and before.get(k) != json.loads(json.dumps(config[k])))
             differs = ", ".join(keys) or "the images"
             raise RecordsError(

@@ -21,6 +21,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from stochade.files import write_atomically
+
 SOURCES = Path(__file__).parent
 SECONDS = 60  # a compiler that takes longer has failed; measured: one second
 
@@ -67,11 +69,22 @@ def _library(name: str) -> Path:
     parts = [source.read_bytes(), *(path.read_bytes() for path in sorted(SOURCES.glob("*.h")))]
     parts += [version, "\0".join(compiler + flags).encode(), _processor().encode()]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    folder = _folder()
-    library = folder / f"{name}-{digest[:32]}.so"
-    if not library.exists():
+    library = _folder() / f"{name}-{digest[:32]}.so"
+    if not _whole(library):
         _compile([*compiler, *flags, str(source)], library)
     return library
+
+
+def _whole(library: Path) -> bool:
+    """Whether a library is there as it was compiled: a damaged one would take the process down when it is loaded."""
+    try:
+        return _seal(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _seal(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _compiler() -> list[str]:
@@ -126,6 +139,10 @@ def _compile(command: list[str], library: Path) -> None:
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
             raise _Unavailable(f"{command[0]} failed: {said}")
+        made = Path(temporary).read_bytes()
+        if not made:
+            raise _Unavailable(f"{command[0]} made nothing")
         os.replace(temporary, library)
+        write_atomically(_seal(library), hashlib.sha256(made).hexdigest().encode())
     finally:
         Path(temporary).unlink(missing_ok=True)

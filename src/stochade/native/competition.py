@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stochade.native.build import load
+from stochade.native.tensors import readable
 from stochade.native.threads import parts, spread
 
 _LONG, _POINTER, _SEED = ctypes.c_long, ctypes.c_void_p, ctypes.c_uint64
@@ -22,13 +23,11 @@ _WORTH = 1 << 16  # competitions that are worth a thread of their own
 def suits(x: Tensor) -> bool:
     """Whether the kernels take `x`, [N, C, ...], and can be had (compiles them on first use)."""
     return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.ndim > 2
+        x.ndim > 2
         and x.shape[1] > 1
         and len(x) > 0
         and math.prod(x.shape[2:]) >= _SMALLEST
-        and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+        and readable(x)
         and load("competition") is not None
     )
 
@@ -72,8 +71,8 @@ def _kernels() -> ctypes.CDLL:
     library = load("competition")
     if library is None:
         raise RuntimeError("no compiled kernels: ask suits(x) first")
-    if library.draw.argtypes is None:
+    if library.draw.argtypes is None:  # set last, so that another thread finds all of it
+        library.noise.restype = library.draw.restype = None
         library.noise.argtypes = [_POINTER, *[_LONG] * 3, _SEED, *[_LONG] * 2]
         library.draw.argtypes = [*[_POINTER] * 2, *[_LONG] * 3, ctypes.c_float, _SEED, *[_LONG] * 2]
-        library.noise.restype = library.draw.restype = None
     return library

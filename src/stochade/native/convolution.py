@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stochade.native.build import load
+from stochade.native.tensors import readable
 from stochade.native.threads import parts, spread
 
 STRIDES = (1, 2)
@@ -26,8 +27,7 @@ def ready() -> bool:
 
 def suits(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether the kernels take images [N, I, H, W] and filters [..., O, I, k, k] of this kind."""
-    single = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return single and len(x) > 0 and _fits(x.shape[1:], weight.shape[-4:], stride, padding)
+    return readable(x, weight) and len(x) > 0 and _fits(x.shape[1:], weight.shape[-4:], stride, padding)
 
 
 @lru_cache
@@ -86,7 +86,7 @@ def backward(
         MemoryError: as `forward`.
     """
     x, weight, mask = x.contiguous(), weight.contiguous(), None if mask is None else mask.contiguous()
-    upstream = upstream.contiguous()
+    upstream = upstream.contiguous().resolve_neg()
     shape, ranges = _shape(x.shape[1:], weight.shape[-4:], stride, padding), _parts(x, weight, upstream)
     for_x, for_weight, for_mask = needed
     dx = torch.empty_like(x) if for_x else None

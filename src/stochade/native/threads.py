@@ -19,16 +19,20 @@ def spread(calls: Sequence[Callable[[], int | None]]) -> None:
     Raises:
         MemoryError: a kernel gave back something else than 0 or nothing: no room for what it works with.
     """
-    codes: list[int | None] = [0] * len(calls)
+    codes: list[int | None] = [-1] * len(calls)
 
     def run(i: int) -> None:
         codes[i] = calls[i]()
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(1, len(calls))]
-    for thread in threads:
-        thread.start()
-    run(0)
-    for thread in threads:
-        thread.join()
+    threads: list[threading.Thread] = []
+    try:
+        for i in range(1, len(calls)):
+            thread = threading.Thread(target=run, args=(i,))
+            thread.start()
+            threads.append(thread)
+        run(0)
+    finally:  # also after an interrupt: they write to memory that the caller would give back
+        for thread in threads:
+            thread.join()
     if any(codes):
         raise MemoryError("no room for the intermediate results of a kernel")

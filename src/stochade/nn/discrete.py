@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stochade.errors import UsageError
+from stochade.nn.wide_linear import WideLinear
 
 Scope = Literal["none", "example", "call", "unknown"]
 
@@ -249,7 +250,8 @@ def _own_scope(module: nn.Module) -> Scope:
         return "none"
     if declared is not None:
         return declared
-    if not type(module).__module__.startswith("torch.nn.") or module._forward_hooks or module._forward_pre_hooks:
+    known = type(module).__module__.startswith("torch.nn.") or type(module) is WideLinear
+    if not known or module._forward_hooks or module._forward_pre_hooks:
         return "unknown"  # foreign code, or foreign code hooked onto a known layer
     if isinstance(module, _RANDOM_WHEN_TRAINING):
         return "example" if module.training else "none"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stochade.errors import ModelError, UsageError
 from stochade.native import convolution as native
+from stochade.native.tensors import readable
 
 Method = Literal["auto", "native", "grouped", "unfold"]
 _FEW_CHANNELS = 3  # measured: up to here patches and bmm are no slower than groups, above they are two times slower
@@ -107,9 +108,8 @@ def _form(
         raise UsageError('method "auto", "native", "grouped" or "unfold"', repr(method))
     if method == "grouped" or method == "unfold":
         return method
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     height, width = _sizes(x, weight.shape[-2:], stride, padding)
-    if not traced and not _plain(x, weight, *mask) and native.suits(x, weight, stride, padding):
+    if not _plain(x, weight, *mask) and readable(*mask) and native.suits(x, weight, stride, padding):
         small = weight.shape[-3:].numel() <= _FEW_TERMS or (height * width == 1 and x.shape[1] <= _FEW_CHANNELS)
         if (method == "native" or not small) and native.ready():
             return "native"

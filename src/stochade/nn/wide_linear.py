@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stochade.native.tensors import readable
+
 _WIDE = 1 << 20  # numbers in the larger factor, from where the choice matters
 
 
 class WideLinear(nn.Linear):
-    """`nn.Linear`, in values, names of parameters and everything else; only the time differs."""
-
-    scope = "none"
+    """`nn.Linear` in values and names of parameters; only the time differs. Function transforms and tracing see the
+    ordinary operation."""
 
     def forward(self, input: Tensor) -> Tensor:
         return wide_linear(input, self.weight, self.bias)
@@ -36,7 +37,8 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         max(x.numel(), weight.numel()) < _WIDE
         or x.ndim != 2
         or len(x) == 0
-        or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight))
+        or x.shape[1] != weight.shape[1]
+        or not readable(x, weight, *(() if bias is None else (bias,)))
         or torch.is_autocast_enabled("cpu")
         or not available()
     )

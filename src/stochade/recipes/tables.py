@@ -60,11 +60,11 @@ def _matrix(r: Reproduction) -> dict[str, Any]:
 def reasons_of(findings: list[dict[str, Any]]) -> list[str]:
     """Titles of the findings that say why the claimed accuracy is too high, one for each check over all seeds: a way
     that is hidden first, then attacks that stopped too early."""
-    told: dict[str, dict[str, Any]] = {}
-    for finding in findings:
-        if finding["severity"] in EXPLAINING:
-            told.setdefault(finding["check"], finding)
-    return [f["title"] for f in sorted(told.values(), key=lambda f: EXPLAINING.index(f["severity"]))]
+    explaining = [f for f in findings if f["severity"] in EXPLAINING]
+    told: dict[str, str] = {}
+    for finding in sorted(explaining, key=lambda f: EXPLAINING.index(f["severity"])):
+        told.setdefault(finding["check"], finding["title"])
+    return list(told.values())
 
 
 def explained(row: Row) -> list[str]:
