@@ -70,7 +70,7 @@ def test_commands_to_repeat_are_quoted_and_name_no_place_of_this_machine():
     assert repeated_of("audit", "digits-mlp") == "stochade audit digits-mlp"
     told = repeated_of(
         "audit", "/home/someone/my nets/net.py:build", "--data", "/data/mnist/", "--claim", "0.93", "--claim-attack",
-        "fgsm eps=0.3", "--out", "/tmp/x", "--quiet", "--eight-bit", "--seed", "3", "--examples", "0",
+        "fgsm eps=0.3", "--out", "runs/never", "--quiet", "--eight-bit", "--seed", "3", "--examples", "0",
     )  # fmt: skip
     claimed = "--claim 0.93 --claim-attack 'fgsm eps=0.3' --eight-bit"
     assert told == f"stochade audit net.py:build {claimed} --data mnist --examples 0 --seed 3"

@@ -150,6 +150,7 @@ def test_budgets_are_scaled_and_shown_as_the_papers(tmp_path):
     recipe = tiny(TINY + "budgets = 0.5\neffort = 'none'\n")
     found = reproduce(recipe, "smoke", out=tmp_path, only=["plain"], show_progress=False)
     assert found.meta["command"].endswith("--scale smoke --rows plain")
+    assert "command" not in found.meta["provenance"]  # of this process, with its folders
     assert found.records["plain"].attacks["FGSM 0.2"].threat["eps"] == pytest.approx(0.1)
     assert "0.5 times those of the paper" in tables.markdown(found)
     assert found.rows[0].found is None

@@ -137,7 +137,8 @@ def reproduce(
     matrix = _transfer(found, settings, first, rows, test, place / "transfer", options)
     facts = {
         "train": len(train_set), "validation": len(validation), "test": len(test), "seeds": count, "seed": seed,
-        "draws": settings.draws, "effort": settings.effort, "provenance": provenance(),
+        "draws": settings.draws, "effort": settings.effort,
+        "provenance": {k: v for k, v in provenance().items() if k != "command"},  # the one below names no folders
         "command": shlex.join(
             ["stochade", "reproduce", found.name, "--scale", scale, *(["--seeds", str(seeds)] if seeds else []),
              *(["--rows", *rows] if only else [])]

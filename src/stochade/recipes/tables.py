@@ -244,7 +244,7 @@ def provenance_of(r: Reproduction) -> dict[str, Any]:
     """Where the numbers come from, in one flat table."""
     trained = {row.name: _trained(row.facts[0]) for row in r.rows}
     told = {"seed": r.meta["seed"], "audit effort": r.meta["effort"], "data": r.data, "training": trained}
-    return told | {k: v for k, v in r.meta["provenance"].items() if k != "command"}
+    return told | r.meta["provenance"]
 
 
 def _trained(facts: dict[str, Any]) -> str:
