@@ -99,6 +99,23 @@ class Stream:
         part._drawn = self._drawn
         return part
 
+    @property
+    def drawn(self) -> int:
+        """How many numbers every example has drawn."""
+        return self._drawn
+
+    def skip(self, count: int) -> None:
+        """As if so many numbers more had been drawn."""
+        self._drawn += count
+
+    def ahead(self, copies: int, pace: int) -> "Stream":
+        """[copies * N] streams: copy j of an example gives what this one gives after j * pace numbers more. This one
+        stays where it is."""
+        shift = (torch.arange(copies, device=self._key.device) * pace * _GOLDEN).repeat_interleave(len(self))
+        whole = Stream(self.seed, self.ids.repeat(copies), self._key.repeat(copies) + shift)
+        whole._drawn = self._drawn
+        return whole
+
     @staticmethod
     def joined(streams: Sequence["Stream"]) -> "Stream":
         """Rows of several streams, each of which goes on with its own numbers. All must have drawn alike; what comes

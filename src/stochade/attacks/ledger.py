@@ -59,8 +59,6 @@ class Ledger:
 
     def goals(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """(labels, targets) of some rows."""
-        if len(rows) == len(self.y):
-            return self.y, self.targets
         return self.y[rows], None if self.targets is None else self.targets[rows]
 
     def images(self, rows: Tensor) -> Tensor:
@@ -86,7 +84,8 @@ class Ledger:
 
     @torch.no_grad()
     def logits(self, x: Tensor, rows: Tensor, draws: int | None = None) -> Tensor:
-        """[draws, n, K]: forward draws at x, counted; by default as many as a judgement rests on."""
+        """[draws, n, K]: forward draws at x, counted; by default as many as a judgement rests on. A row may be there
+        several times, with several x."""
         draws, n, seen = self.draws if draws is None else draws, len(x), []
         per_pass = max(1, TILE // n) if self.tiled else 1
         while len(seen) < draws:
@@ -94,7 +93,7 @@ class Ledger:
             with self.watch:
                 batch = x if d == 1 else x.repeat(d, *(1,) * (x.dim() - 1))
                 seen.extend(check_logits(self.model(batch), d * n).view(d, n, -1))
-        self.forwards[rows] += draws
+        self.forwards.index_add_(0, rows, torch.full_like(rows, draws))
         return torch.stack(seen)
 
     def look(

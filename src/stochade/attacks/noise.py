@@ -147,7 +147,6 @@ class RandomSearch(Attack):
         y, targets = (None if t is None else t.repeat(count) for t in ledger.goals(rows))
         assert y is not None
         logits = ledger.logits(points.flatten(0, 1), rows.repeat(count), self.draws)
-        ledger.forwards[rows] += self.draws * (count - 1)  # rows that are named several times were counted once
         value = torch.stack([_objective(self.objective, z, y, targets) for z in logits]).mean(0).to(points.dtype)
         missed = misses(logits, y, targets).all(0)
         return value.view(count, n), missed.view(count, n), logits[-1].view(count, n, -1)

@@ -17,6 +17,7 @@ from stochade.randomness import Stream
 
 STAGES = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries; p halves after each
 LOOKS = 8  # at a candidate that challenges the incumbent of a random model
+AHEAD = 64  # images in a forward up to which a deterministic model is asked several queries of an example at once
 REFRESH = 10  # queries after which every incumbent of a random model is drawn again
 
 
@@ -35,6 +36,10 @@ class Square(Attack):
     that looks better is looked at again, until it falls behind on fresh draws or wins; and the best point, drawn
     again whenever it is challenged and every `REFRESH` queries, carries the mean of all its draws, so that none lives
     on a lucky one. All this costs about as many draws again.
+
+    Where few images are left and the model is deterministic, several queries share one forward, each as if the ones
+    before had changed nothing. From the first that does the answers are thrown away, but counted: the points are the
+    same as one by one, and `queries` of them are used.
 
     The original image is looked at first; what is fooled beyond doubt leaves. The trace has the best points.
 
@@ -66,7 +71,8 @@ class Square(Attack):
             raise BudgetError("p in (0, 1]", repr(self.p), "0.8 is usual")
 
     def cost(self) -> tuple[int, int]:
-        """Random models: about this much, since every second draw or so is spent on a contest."""
+        """Random models: about this much, since every second draw or so is spent on a contest. Deterministic ones: what
+        is used; where few images are left about two thirds as much again is thrown away."""
         return (1 + self.restarts * self.queries) * self.draws * (1 if self.draws == 1 else 2), 0
 
     def side(self, query: int) -> float:
@@ -106,29 +112,81 @@ class Square(Attack):
             x = patches.start(threat, x0, stream)
         values, logits = self._look(ledger, x, rows)
         value = values.mean(0)
-        state = _State(rows, stream, threat, x0, x.clone(), value, torch.full_like(value, len(values)))
+        weight, apart = torch.full_like(value, len(values)), True if ledger.tiled else None
+        state = _State(rows, stream, threat, x0, x.clone(), value, weight, apart)
         self._leave(ledger, state, torch.arange(len(rows), device=rows.device), x, logits, value, self.queries - 1)
-        for query in range(1, self.queries):
-            if not len(state.rows):
-                return
-            new = patches.propose(state.threat, state.x, state.x0, state.stream, self.side(query - 1))
+        query, ahead, pace = 1, 1, {}
+        while query < self.queries and len(state.rows):
+            share = self.side(query - 1)
+            width = min(ahead, AHEAD // len(state.rows), self.queries - query)
+            while width > 1 and self.side(query + width - 2) != share:
+                width -= 1
+            if width > 1 and share in pace and ledger.watch.deterministic and state.apart is not False:
+                used, quiet = self._look_ahead(ledger, state, query, width, pace[share])
+                query, ahead = query + used, min(2 * ahead, AHEAD) if quiet else max(1, ahead // 2)
+                continue
+            before = state.stream.drawn
+            new = patches.propose(state.threat, state.x, state.x0, state.stream, share)
+            pace[share] = state.stream.drawn - before
             values, logits = self._look(ledger, new, state.rows)
-            value, left = values.mean(0), self.queries - query - 1
+            value = values.mean(0)
             if ledger.watch.deterministic:
-                tried = torch.arange(len(state.rows), device=rows.device)
-                better = (value >= state.value).nonzero()[:, 0]  # ties too: discrete networks have plateaus
-                state.take(better, new[better], value[better], 1)
+                ahead = 1 if self._step(ledger, state, new, value, logits, query) else min(2 * ahead, AHEAD)
             else:
                 tried, new, value, logits = self._contest(ledger, state, new, value, query % REFRESH == 0)
-            self._leave(ledger, state, tried, new, logits, value, left)
-            if query % max(1, self.queries // LINES) == 0 and len(state.rows):
-                ledger.note(state.rows, state.value, state.threat.distance(state.x, state.x0))
+                self._leave(ledger, state, tried, new, logits, value, self.queries - query - 1)
+                self._note(ledger, state, query)
+            query += 1
         if not ledger.watch.deterministic and len(state.rows):  # what won has had luck
             state.value = self._look(ledger, state.x, state.rows)[0].mean(0)
         if ledger.watch.deterministic or self.restarts > 1:
             ledger.keep(state.rows, state.x, state.value)
         else:
             ledger.replace(state.rows, state.x, state.value)
+
+    def _step(self, ledger: Ledger, state: "_State", new: Tensor, value: Tensor, logits: Tensor, query: int) -> bool:
+        """One query of a deterministic model; whether any incumbent was replaced."""
+        tried = torch.arange(len(state.rows), device=new.device)
+        better = (value >= state.value).nonzero()[:, 0]  # ties too: discrete networks have plateaus
+        state.take(better, new[better], value[better], 1)
+        self._leave(ledger, state, tried, new, logits, value, self.queries - query - 1)
+        self._note(ledger, state, query)
+        return len(better) > 0
+
+    def _note(self, ledger: Ledger, state: "_State", query: int) -> None:
+        if query % max(1, self.queries // LINES) == 0 and len(state.rows):
+            ledger.note(state.rows, state.value, state.threat.distance(state.x, state.x0))
+
+    def _look_ahead(self, ledger: Ledger, state: "_State", query: int, width: int, pace: int) -> tuple[int, bool]:
+        """Several queries in one forward, as if each but the first came after the ones before: they do, as long as
+        nothing replaces an incumbent. The first time, a model of unknown scope is asked the first of them alone too:
+        one whose answers depend on the rest of the batch is asked one by one from then on.
+
+        Args:
+            width: queries that are asked, all with windows of one size. pace: numbers that a proposal draws.
+
+        Returns:
+            (queries that are used, whether no incumbent was replaced).
+        """
+        n, draw = len(state.rows), state.stream.ahead(width, pace)
+        index = torch.arange(n, device=state.rows.device).repeat(width)
+        new = patches.propose(state.threat.rows(index), state.x[index], state.x0[index], draw, self.side(query - 1))
+        values, logits = self._look(ledger, new, state.rows[index])
+        if state.apart is None:
+            alone = ledger.logits(new[:n], state.rows, 1)
+            state.apart = torch.allclose(alone, logits[:, :n], rtol=1e-3, atol=1e-5)
+        if not (state.apart and ledger.watch.deterministic):  # the proposals are made again, one by one
+            return 0, False
+        value = values.mean(0).view(width, n)
+        y, targets = ledger.goals(state.rows[index])
+        stirred = (value >= state.value).any(1) | misses(logits, y, targets).all(0).view(width, n).any(1)
+        used = int(stirred.nonzero()[0]) + 1 if bool(stirred.any()) else width
+        state.stream.skip(used * pace)
+        for quiet in range(query, query + used - 1):
+            self._note(ledger, state, quiet)
+        last = slice((used - 1) * n, used * n)
+        changed = self._step(ledger, state, new[last], value[used - 1], logits[:, last], query + used - 1)
+        return used, not changed
 
     def _contest(self, ledger: Ledger, state: "_State", new: Tensor, value: Tensor, everyone: bool):
         """Incumbents against candidates of a random model, on fresh draws: a candidate is looked at again until its
@@ -180,7 +238,8 @@ class Square(Attack):
 @dataclass
 class _State:
     """The examples that are still attacked: rows [n] of the batch, the best point x of each so far (the incumbent),
-    its mean objective and the draws that this mean rests on."""
+    its mean objective and the draws that this mean rests on; apart: whether the model's answer for an example is
+    known to be the same in any batch (None: not asked yet)."""
 
     rows: Tensor
     stream: Stream
@@ -189,6 +248,7 @@ class _State:
     x: Tensor
     value: Tensor
     weight: Tensor
+    apart: bool | None = None
 
     def take(self, index: Tensor, x: Tensor, value: Tensor, draws: int) -> None:
         """New incumbents."""
