@@ -5,8 +5,11 @@ import json
 import pytest
 
 from stochade.errors import RecordsError
+from stochade.evaluate.intervals import Estimate
 from stochade.recipes.claims import markdown
-from stochade.recipes.tables import reasons_of
+from stochade.recipes.tables import _figure, _told, reasons_of
+from stochade.report.document import Strip
+from stochade.report.figures import Figure
 
 
 def finding(check: str, severity: str, title: str) -> dict:
@@ -50,3 +53,21 @@ def test_the_page_of_claims_takes_the_reasons_from_the_findings_of_the_audits(tm
     (tmp_path / "it" / "result.json").write_text(json.dumps(document))
     line = next(line for line in markdown(tmp_path).splitlines() if line.startswith("| net |"))
     assert f"{HIDDEN['title']}; {STOPPED['title']}" in line
+    assert "../results/recipes/it/table.md" in markdown(tmp_path)
+    assert "robustness" not in markdown(tmp_path)
+    (tmp_path / "it" / "result.json").write_text(json.dumps(document | {"audit": None}))
+    assert "A table (kubo2019, table 1): It holds. [What was found]" in markdown(tmp_path)
+
+
+def test_figures_leave_their_numbers_and_pictures_their_captions():
+    estimate = Estimate(0.5, 0.4, 0.6, 100, 10, "population", "single")
+    figure = Figure("f", "A figure", "How to read it.", [], {}, ["net", "value"], [["a|b", estimate], ["c", "1.2"]])
+    strip = Strip("Pictures", [("data:image/png;base64,AAAA", "a seven"), ("data:image/png;base64,BBBB", "a nine")])
+    told = [_figure(figure), _figure(strip)]
+    assert json.loads(json.dumps(told))[0]["rows"][0][1]["value"] == 0.5
+    assert told[1]["captions"] == ["a seven", "a nine"]
+    text = "\n".join([*_told(figure), *_told(strip)])
+    assert "| a\\|b | 50.0 [40.0, 60.0] |" in text
+    assert "a seven; a nine" in text
+    assert "AAAA" not in json.dumps(told)
+    assert "without numbers" in "\n".join(_told(Figure("g", "Empty", "", [], {}, [])))

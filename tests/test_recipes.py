@@ -73,7 +73,8 @@ def shared(tmp_path_factory):
 @pytest.mark.parametrize("name", catalogue.names())
 def test_every_smoke_recipe_runs_and_fills_its_table(name, shared):
     found = reproduce(name, "smoke", out=shared, show_progress=False)
-    document = tables.document(found)
+    shown = page.views_of(found)
+    document = tables.document(found, shown)
     assert [row["network"] for row in document["rows"]] == [n.name for n in found.recipe.network]
     for row in found.rows:
         for attack in found.recipe.attack:
@@ -81,9 +82,12 @@ def test_every_smoke_recipe_runs_and_fills_its_table(name, shared):
                 value = row.scores[attack.name, budget].value
                 assert value is not None
                 assert 0 <= value <= 1
-    assert len(page.page(found).figures) + len(page.page(found).strips) >= len(
-        [v for v in found.recipe.views if v not in found.settings.hidden]
-    )
+    assert len(shown) >= len([v for v in found.recipe.views if v not in found.settings.hidden])
+    text = tables.markdown(found, shown)
+    for item, told in zip(shown, document["figures"], strict=True):
+        assert item.title == told["title"]
+        assert f"## {item.title}" in text
+    assert page.page(found, shown).title == found.recipe.title
     json.dumps(document)
 
 

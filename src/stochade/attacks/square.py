@@ -71,8 +71,8 @@ class Square(Attack):
             raise BudgetError("p in (0, 1]", repr(self.p), "0.8 is usual")
 
     def cost(self) -> tuple[int, int]:
-        """Random models: about this much, since every second draw or so is spent on a contest. Deterministic ones: what
-        is used; where few images are left about two thirds as much again is thrown away."""
+        """Random models: about this much, since every second draw or so is spent on a contest. Deterministic ones:
+        what is used; where few images are left about two thirds as much again is thrown away."""
         return (1 + self.restarts * self.queries) * self.draws * (1 if self.draws == 1 else 2), 0
 
     def side(self, query: int) -> float:

@@ -22,6 +22,7 @@ for the very network. Accuracies in percent with 95 % intervals; every accuracy 
 numbers stand beside runs of another size wherever the scale is not `paper`: read the last column. Generated from
 `results/recipes` by `python -m stochade.recipes.claims results/recipes docs/claims.md`.
 """
+NUMBERS = "../results/recipes"  # as seen from the page
 HEAD = ["network", "attack of the paper", "claimed", "replicated", "adaptive", "why the claim is too high", "run"]
 
 
@@ -59,11 +60,14 @@ def markdown(folder: str | Path) -> str:
         raise RecordsError(
             f"results of recipes under {folder}", "none", "run: stochade reproduce NAME, and keep its result.json"
         )
-    lines = [INTRO]
+    lines, others = [INTRO], []
     for file in files:
         document = json.loads(file.read_text())
         rows = rows_of(document)
-        if rows:
+        told = f"{document['title']} ({document['paper']}, {document['place']}): {document['claim']}"
+        if not rows:
+            others.append(f"- {told} [What was found]({NUMBERS}/{file.parent.name}/table.md).")
+        else:
             lines += [
                 f"## {document['title']}",
                 "",
@@ -71,7 +75,13 @@ def markdown(folder: str | Path) -> str:
                 "",
             ]
             lines += table(HEAD, rows)
-            lines += ["", f"`{document['meta']['command']}`", ""]
+            lines += [
+                "",
+                f"`{document['meta']['command']}`, [all of its numbers]({NUMBERS}/{file.parent.name}/table.md).",
+            ]
+            lines += [""]
+    if others:
+        lines += ["## What claims no robustness", "", *others, ""]
     return "\n".join(lines)
 
 

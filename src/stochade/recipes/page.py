@@ -15,16 +15,21 @@ def save(r: Reproduction, folder: str | Path) -> Path:
     """Write `result.json`, `table.md` and `page.html` into a folder; returns the page's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "result.json", tables.document(r))
-    write_atomically(folder / "table.md", tables.markdown(r).encode())
-    return page(r).write(folder / "page.html")
+    shown = views_of(r)
+    write_json(folder / "result.json", tables.document(r, shown))
+    write_atomically(folder / "table.md", tables.markdown(r, shown).encode())
+    return page(r, shown).write(folder / "page.html")
 
 
-def page(r: Reproduction) -> Document:
-    """The result as a page, with the recipe's figures."""
+def views_of(r: Reproduction) -> list[Figure | Strip]:
+    """The recipe's figures and pictures, but for those that its scale hides."""
+    return [item for name in r.recipe.views if name not in r.settings.hidden for item in VIEWS[name](r)]
+
+
+def page(r: Reproduction, shown: list[Figure | Strip]) -> Document:
+    """The result as a page, with these figures."""
     recipe, facts = r.recipe, r.meta
     found = tables.all_tables(r)
-    shown = [item for name in recipe.views if name not in r.settings.hidden for item in VIEWS[name](r)]
     return Document(
         title=recipe.title,
         eyebrow=f"{recipe.paper}, {recipe.place}",

@@ -1,17 +1,20 @@
 """What a reproduction says, as text and as plain data: the paper's number, ours and the adaptive one side by side."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from stochade.evaluate.intervals import Estimate
 from stochade.recipes.result import Reproduction, Row, claimed_number
 from stochade.recipes.schema import Published
+from stochade.report.document import Strip
+from stochade.report.figures import Figure
 
 NONE = "–"
 EXPLAINING = ("masking", "incomplete")  # severities of findings that say why a number is too high, gravest first
 
 
-def document(r: Reproduction) -> dict[str, Any]:
-    """The whole result as JSON can hold it."""
+def document(r: Reproduction, shown: Sequence[Figure | Strip] = ()) -> dict[str, Any]:
+    """The whole result as JSON can hold it, with the numbers of the figures that are shown."""
     return {
         "schema": 1,
         "recipe": r.recipe.name,
@@ -26,8 +29,18 @@ def document(r: Reproduction) -> dict[str, Any]:
         "rows": [_row(r, row) for row in r.rows],
         "published": [p.model_dump() for p in r.recipe.published],
         "transfer": None if r.matrix is None else _matrix(r),
+        "figures": [_figure(item) for item in shown],
         "meta": r.meta,
     }
+
+
+def _figure(item: Figure | Strip) -> dict[str, Any]:
+    """The table behind a figure, or the captions of pictures."""
+    told = {"title": item.title, "note": item.note}
+    if isinstance(item, Strip):
+        return told | {"captions": [caption for _, caption in item.images]}
+    rows = [[c.as_dict() if isinstance(c, Estimate) else c for c in row] for row in item.rows]
+    return told | {"columns": item.columns, "rows": rows}
 
 
 def _row(r: Reproduction, row: Row) -> dict[str, Any]:
@@ -217,8 +230,21 @@ READING = (
 )
 
 
-def markdown(r: Reproduction) -> str:
-    """The result as a page of Markdown."""
+def _told(item: Figure | Strip) -> list[str]:
+    """A figure's numbers, or what is on pictures, as Markdown."""
+    lines = ["", f"## {item.title}", ""]
+    if isinstance(item, Strip):
+        lines += [f"Pictures: {'; '.join(caption for _, caption in item.images)}."]
+    elif item.rows:
+        text = [[cell(c) if isinstance(c, Estimate) else str(c) for c in row] for row in item.rows]
+        lines += table(item.columns, text)
+    else:
+        lines += ["A picture without numbers, on the page."]
+    return [*lines, *(["", item.note] if item.note else [])]
+
+
+def markdown(r: Reproduction, shown: Sequence[Figure | Strip] = ()) -> str:
+    """The result as a page of Markdown, with the numbers of the figures that are shown."""
     recipe, facts = r.recipe, r.meta
     lines = [
         f"# {recipe.title}",
@@ -233,6 +259,8 @@ def markdown(r: Reproduction) -> str:
     ]
     for heading, columns, rows, note in all_tables(r):
         lines += ["", f"## {heading}", "", *table(columns, rows), *(["", note] if note else [])]
+    for item in shown:
+        lines += _told(item)
     reasons = [(row.name, title) for row in r.rows for title in explained(row)]
     if reasons:
         lines += ["", "## Why claims are too high", "", *[f"- {name}: {title}." for name, title in reasons]]
