@@ -11,6 +11,7 @@ from stochade.attacks.ensemble import Ensemble
 from stochade.attacks.expectation import Averaged
 from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
+from stochade.attacks.flips import BINARY, SIGNED, Flips
 from stochade.attacks.fmn import FMN
 from stochade.attacks.frozen import Frozen
 from stochade.attacks.gradients import Backprop, Evolution, Gradient, Pass
@@ -30,6 +31,7 @@ from stochade.attacks.transforms import Brightness, Rotate, Scale, Shift, Transf
 __all__ = [
     "APGD",
     "BIM",
+    "BINARY",
     "CW",
     "FAB",
     "FGSM",
@@ -44,6 +46,7 @@ __all__ = [
     "NES",
     "OBJECTIVES",
     "PGD",
+    "SIGNED",
     "SPSA",
     "THREATS",
     "WHOLE",
@@ -60,6 +63,7 @@ __all__ = [
     "Ensemble",
     "EnsembleModel",
     "Evolution",
+    "Flips",
     "FromProbabilities",
     "Frozen",
     "GaussianNoise",

@@ -7,6 +7,7 @@ import torch
 from stochade.attacks.adaptive import search_attacks, worth_attacking
 from stochade.attacks.ball import Ball, Threat
 from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.flips import refuse_codes
 from stochade.attacks.gradients import _whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.suites import Suite
@@ -36,6 +37,7 @@ class Adaptive(Attack):
     def __post_init__(self):
         if not isinstance(self.threat, Ball):
             raise BudgetError("a threat such as Linf(0.3)", repr(self.threat), "pass threat=Linf(eps), L2(eps) ...")
+        refuse_codes(self.threat, "the adaptive search")
         for name in ("examples", "final", "winners"):
             _whole(getattr(self, name), name)
         _whole(self.passes, "passes", 100)

@@ -116,7 +116,7 @@ class Attack:
 
         Args:
             model: images [N,C,H,W] in [0,1] -> logits [N,K]; one call is one draw.
-            x: float images [N,...] in [0,1].
+            x: float images [N,...] in [0,1]; what the threat says instead where it has a `check` (codes).
             y: int64 true classes [N].
             targets: int64 classes [N] to pull towards; None for any wrong class.
             seed: the attack's seed, and through it the model's draws during the search.
@@ -130,7 +130,7 @@ class Attack:
             ImagesError, LabelsError, LogitsError, ModelError, BudgetError: bad input, before any backward.
             GradientError: no gradient reaches the images.
         """
-        check_inputs(x, y, targets)
+        check_inputs(x, y, targets, self.threat)
         check_model(model)
         names = identities(x, y) if ids is None else check_ids(ids, len(x))
         threat = self.threat if budgets is None else check_budgets(budgets, self.threat, x)

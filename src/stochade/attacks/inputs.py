@@ -44,9 +44,10 @@ def check_labels(y: Tensor, count: int, what: str = "labels") -> None:
         raise LabelsError(f"{what} >= 0", f"{int(y.min())}", "drop unlabelled images first")
 
 
-def check_inputs(x: Tensor, y: Tensor, targets: Tensor | None = None) -> None:
-    """Every check that needs no model, in the order in which a caller would want to hear of them."""
-    check_images(x)
+def check_inputs(x: Tensor, y: Tensor, targets: Tensor | None = None, threat: object = None) -> None:
+    """Every check that needs no model, in the order in which a caller would want to hear of them. A threat with a
+    `check` of its own says what its inputs are (codes instead of images)."""
+    getattr(threat, "check", check_images)(x)
     check_labels(y, len(x))
     if targets is not None:
         check_labels(targets, len(x), "targets")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import spread
 from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.flips import refuse_codes
 from stochade.attacks.fooled import misses
 from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, _objective, _whole
 from stochade.attacks.ledger import Ledger
@@ -59,6 +60,7 @@ class GaussianNoise(Attack):
 
     def __post_init__(self):
         _need_threat(self.threat)
+        refuse_codes(self.threat, "Gaussian noise")
         if self.sigma is not None and not 0 <= self.sigma < float("inf"):
             raise BudgetError("sigma >= 0 or None", repr(self.sigma), "None follows the budget")
 

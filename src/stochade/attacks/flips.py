@@ -1,0 +1,166 @@
+"""The threat in spike space: few letters of a code may change, and each stays in its alphabet (mukhoty2025,
+section 4). Codes are batch-first, [N, T, ...]; every attack that takes a threat takes them in the place of images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stochade.attacks.ball import Ball, Threat
+from stochade.attacks.sparse_balls import _top
+from stochade.errors import BudgetError, ImagesError
+
+BINARY, SIGNED = (0.0, 1.0), (-1.0, 0.0, 1.0)
+ALPHABETS = {"binary": BINARY, "signed": SIGNED}
+PER = ("frame", "total")
+
+
+@dataclass(frozen=True)
+class Flips(Ball):
+    """At most k letters of every frame of a code change (per="frame", the paper's budget), or of the whole code
+    (per="total"); the changed ones may be any letter of the alphabet.
+
+    A change counts once whatever its size: from -1 to 1 it is 2 long and one flip, as in table 3 of mukhoty2025.
+    `steepest` solves equations 14 to 17 for {0, 1} and 18, 19 for {-1, 0, 1} exactly: what an entry can gain at most
+    is separable, so the k largest positive gains are the best change.
+
+    Args:
+        eps: k, a whole number or inf (any code).
+        alphabet: (0, 1) or "binary", (-1, 0, 1) or "signed".
+        per: "frame" or "total". In codes of an aggregated model all encodings' frames count.
+
+    Raises:
+        BudgetError: a budget that is no whole number >= 0, another alphabet, another `per`.
+    """
+
+    alphabet: Sequence[float] | str = BINARY
+    per: str = "frame"
+
+    name = "flips"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if math.isfinite(self.eps) and self.eps != int(self.eps):
+            raise BudgetError("a whole number of flips", repr(self.eps), "Flips(k) counts, it has no scale")
+        given = ALPHABETS.get(self.alphabet) if isinstance(self.alphabet, str) else tuple(self.alphabet)
+        if given not in ALPHABETS.values():
+            raise BudgetError("an alphabet (0, 1) or (-1, 0, 1)", repr(self.alphabet), "or 'binary', 'signed'")
+        object.__setattr__(self, "alphabet", ALPHABETS["binary" if given == BINARY else "signed"])
+        if self.per not in PER:
+            raise BudgetError("per='frame' or per='total'", repr(self.per), "Flips(k) counts per frame by default")
+
+    @property
+    def k(self) -> float:
+        """The budget: flips per frame, or in total."""
+        return self.eps
+
+    @property
+    def lowest(self) -> float:
+        """The first letter of the alphabet."""
+        return float(self.alphabet[0])
+
+    def resized(self, eps: float) -> "Flips":
+        return type(self)(int(eps) if math.isfinite(eps) else eps, self.alphabet, self.per)
+
+    def for_each(self, budgets: Tensor) -> Ball:
+        if bool((budgets != budgets.round()).any()):
+            raise BudgetError("whole numbers of flips", "fractions", "round the budgets")
+        return super().for_each(budgets)
+
+    def contains(self, other: Threat) -> bool:
+        """k flips in total are at most k in every frame; the other way round depends on the number of frames."""
+        if type(other) is not type(self) or other.size > self.size:
+            return False
+        assert isinstance(other, Flips)
+        return set(other.alphabet) <= set(self.alphabet) and self.per in ("frame", other.per)
+
+    def check(self, codes: object) -> None:
+        """Codes [N, T, ...] of the alphabet, floating point, at least one entry; ImagesError otherwise."""
+        letters = f"{{{', '.join(f'{letter:g}' for letter in self.alphabet)}}}"
+        if not isinstance(codes, Tensor) or not codes.is_floating_point():
+            got = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise ImagesError(f"a float tensor of codes in {letters}", got, "encode the images: encoder(images)")
+        if codes.dim() < 3 or codes.numel() == 0:
+            raise ImagesError("codes [N,T,...]", f"shape {tuple(codes.shape)}", "batch first, then time")
+        if not bool(self._spelled(codes).all()):
+            low, high = float(codes.min()), float(codes.max())
+            told = "images? Attack the network behind the encoder, or the signed alphabet"
+            raise ImagesError(f"codes in {letters}", f"other values in [{low:.4g}, {high:.4g}]", told)
+
+    def _spelled(self, codes: Tensor) -> Tensor:
+        """Which entries are letters."""
+        return (codes == codes.round()) & (codes >= self.lowest) & (codes <= 1)
+
+    def allows(self, x: Tensor, x0: Tensor) -> Tensor:
+        """[N] whether x is a code of the alphabet and inside the budget around x0."""
+        budget = self.eps if self._each is None else self._each.to(x)
+        return self._spelled(x).flatten(1).all(1) & (self.distance(x, x0) <= budget)
+
+    def move(self, gradient, x, x0=None, size=None):
+        """The k best letters changed, all others as in x0. With `size`, at most that many entries of each frame (or
+        of the code) that x does not change yet may enter, at least one."""
+        x0 = x if x0 is None else x0
+        best = self._best(gradient, x0)
+        gain = self._units(gradient * (best - x0))
+        if size is not None:
+            present = self._units(x != x0)
+            if isinstance(size, Tensor):
+                entering = self._per_unit(size.round().clamp_min(1), x)
+            else:
+                entering = max(1, round(min(size, 1e9)))
+            fresh = _top(gain.masked_fill(present, -1), entering)
+            gain = gain.masked_fill(~(present | fresh), -1)
+        return torch.where(_top(gain, self._count(x)).view_as(x), best, x0)
+
+    def _best(self, gradient: Tensor, x0: Tensor) -> Tensor:
+        """The letter that the gradient wants in every place, equations 16 and 19 as z + delta; any letter where it
+        is zero, since there is nothing to gain."""
+        return (gradient.sign() if self.lowest < 0 else gradient > 0).to(x0.dtype)
+
+    def _units(self, values: Tensor) -> Tensor:
+        """[N, T, ...] -> [units, entries]: what a budget is for is a row."""
+        return values.flatten(2).flatten(0, 1) if self.per == "frame" else values.flatten(1)
+
+    def _per_unit(self, each: Tensor, x: Tensor) -> Tensor:
+        """[N] -> [units]."""
+        return each.repeat_interleave(x.shape[1]) if self.per == "frame" else each
+
+    def _count(self, x: Tensor) -> float | Tensor:
+        return self.eps if self._each is None else self._per_unit(self._each.to(x.device), x)
+
+    def project(self, x, x0):
+        """The nearest allowed code in Euclidean distance."""
+        letters = x.clamp(self.lowest, 1).round()
+        saved = self._units((x - x0).square() - (x - letters).square())
+        return torch.where(_top(saved, self._count(x)).view_as(x), letters, x0)
+
+    def start(self, x0, generator):
+        """k places of every frame (or of the code) drawn without replacement, each with another letter."""
+        order = generator.uniform(x0.shape[1:])
+        if self.lowest < 0:
+            further = 1 + (generator.uniform(x0.shape[1:], x0.dtype) < 0.5).to(x0.dtype)
+            other = (x0 + 1 + further) % 3 - 1
+        else:
+            other = 1 - x0
+        return torch.where(_top(self._units(order), self._count(x0)).view_as(x0), other, x0)
+
+    def distance(self, x, x0):
+        """[N] flips: of the frame with the most, or of the whole code."""
+        return self.counts(x, x0).amax(1) if self.per == "frame" else self.counts(x, x0).sum(1)
+
+    def counts(self, x: Tensor, x0: Tensor) -> Tensor:
+        """[N, T] flips of every frame."""
+        return (x != x0).flatten(2).sum(2).to(x.dtype)
+
+    def __str__(self) -> str:
+        kind = "signed flips" if self.lowest < 0 else "flips"
+        return f"{kind} {self.eps:.4g} {'per frame' if self.per == 'frame' else 'in total'}"
+
+
+def refuse_codes(threat: object, attack: str) -> None:
+    """BudgetError for attacks that move between letters, where a code has nothing."""
+    if isinstance(threat, Flips):
+        raise BudgetError(f"a threat on images for {attack}", str(threat), "for codes there are SEA and RandomSearch")
