@@ -7,7 +7,9 @@ from stochade.nn.binary import DeterministicBinary, Sign, StochasticBinary, slop
 from stochade.nn.competition import KWTA, winners
 from stochade.nn.discrete import Discrete, Surrogate, backward_as, discrete_layers, forward_as, scope_of
 from stochade.nn.dropout import AlwaysDropout
-from stochade.nn.encoders import BernoulliRate, repeat_over_time
+from stochade.nn.encoders import BernoulliRate, Direct, SignedRate, mean_over, repeat_over_time
+from stochade.nn.encoders_gaussian import RSC
+from stochade.nn.encoders_latency import Latency
 from stochade.nn.gates import Gates, InputGatedConv2d, InputGatedLinear
 from stochade.nn.lwta import LWTA
 from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_per_example, linear_per_example
@@ -23,6 +25,7 @@ __all__ = [
     "JPEG",
     "KWTA",
     "LWTA",
+    "RSC",
     "SAP",
     "AlwaysDropout",
     "BernoulliRate",
@@ -31,6 +34,7 @@ __all__ = [
     "BinaryWeight",
     "BlockUtility",
     "DeterministicBinary",
+    "Direct",
     "Discrete",
     "Gates",
     "GaussianConv2d",
@@ -39,6 +43,7 @@ __all__ = [
     "GaussianSmoothing",
     "InputGatedConv2d",
     "InputGatedLinear",
+    "Latency",
     "MaskedConv2d",
     "MaskedLinear",
     "PNIConv2d",
@@ -52,6 +57,7 @@ __all__ = [
     "ReinforceBinary",
     "ScaledReLU",
     "Sign",
+    "SignedRate",
     "Standout",
     "StochasticBinary",
     "Surrogate",
@@ -61,6 +67,7 @@ __all__ = [
     "discrete_layers",
     "forward_as",
     "linear_per_example",
+    "mean_over",
     "repeat_over_time",
     "scope_of",
     "slope_annealing",
