@@ -6,7 +6,7 @@ cannot be trusted, `load` gives None, once and for all in this process, and `sta
 ATen's operations. `STOCHADE_NATIVE=0`, when kernels are first asked for, does the same.
 
 Arithmetic is IEEE's: no -ffast-math, and nothing that changes how the process treats denormals. Products and sums
-may be fused (-ffp-contract=fast).
+may be fused (-ffp-contract=fast), except in families that must round as ATen does (`ROUNDED`).
 """
 
 import ctypes
@@ -24,6 +24,7 @@ from pathlib import Path
 from stochade.files import write_atomically
 
 SOURCES = Path(__file__).parent
+ROUNDED = {"lif"}  # a spike is a comparison: another rounding could make another spike
 SECONDS = 60  # a compiler that takes longer has failed; measured: one second
 
 _lock = threading.Lock()
@@ -64,7 +65,7 @@ def _library(name: str) -> Path:
     if os.name != "posix":
         raise _Unavailable(f"no kernels for {platform.system()}")
     source = SOURCES / f"{name}.c"
-    compiler, flags = _compiler(), _flags()
+    compiler, flags = _compiler(), _flags() + ["-ffp-contract=off"] * (name in ROUNDED)
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
     parts = [source.read_bytes(), *(path.read_bytes() for path in sorted(SOURCES.glob("*.h")))]
     parts += [version, "\0".join(compiler + flags).encode(), _processor().encode()]

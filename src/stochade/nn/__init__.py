@@ -11,6 +11,7 @@ from stochade.nn.encoders import BernoulliRate, Direct, SignedRate, mean_over, r
 from stochade.nn.encoders_gaussian import RSC
 from stochade.nn.encoders_latency import Latency
 from stochade.nn.gates import Gates, InputGatedConv2d, InputGatedLinear
+from stochade.nn.lif import IF, LIF, SpikingNeuron
 from stochade.nn.lwta import LWTA
 from stochade.nn.masking import MaskedConv2d, MaskedLinear, RandomMask, conv2d_per_example, linear_per_example
 from stochade.nn.noise import GaussianNoise
@@ -22,8 +23,10 @@ from stochade.nn.reinforce import ReinforceBinary
 from stochade.nn.standout import Standout
 
 __all__ = [
+    "IF",
     "JPEG",
     "KWTA",
+    "LIF",
     "LWTA",
     "RSC",
     "SAP",
@@ -58,6 +61,7 @@ __all__ = [
     "ScaledReLU",
     "Sign",
     "SignedRate",
+    "SpikingNeuron",
     "Standout",
     "StochasticBinary",
     "Surrogate",
