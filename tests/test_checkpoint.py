@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sizes import small
 from stochade import checkpoint
 from stochade.errors import CheckpointError
 from stochade.files import write_atomically
@@ -56,7 +57,7 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_is_bit_exact(name, tmp_path):
     torch.manual_seed(0)
-    model = build(name)
+    model = build(name, **small(name))
     for module in model.modules():
         if isinstance(module, StochasticBinary):
             module.set_slope(1.7)

@@ -246,6 +246,7 @@ def test_ls_names_everything(capsys):
 
 
 def test_every_listed_attack_and_model_can_be_built():
+    from sizes import small
     from stochade.attacks import L0, L2, Linf
     from stochade.attacks.registry import ATTACKS, parse_attack
     from stochade.registry import MODELS, build
@@ -255,7 +256,7 @@ def test_every_listed_attack_and_model_can_be_built():
         threat = L2(2.0) if name in ("cw", "lbfgs") else L0(2) if name in ("jsma", "sigma-zero") else Linf(0.1)
         assert parse_attack(text, threat).threat.size == pytest.approx(threat.size)
     for name in MODELS:
-        assert build(name, (1, 8, 8), 10).description["model"] == name
+        assert build(name, (1, 8, 8), 10, **small(name)).description["model"] == name
 
 
 def test_doctor(capsys):

@@ -9,6 +9,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import nn
 
+from sizes import small
 from stochade.errors import ModelError, UsageError
 from stochade.models import CNN1, CNN2, MLP, Encoded, GatedNet, NoisyInput, rate_coded
 from stochade.nn import discrete_layers, forward_as, scope_of
@@ -66,7 +67,7 @@ def test_declared_scope_is_what_a_tiled_batch_shows(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_registered_model_survives_pickling(name):
-    model = build(name).eval()
+    model = build(name, **small(name)).eval()
     again = pickle.loads(pickle.dumps(model))
     x = torch.rand(3, 1, 8, 8, requires_grad=True)
     results = []
@@ -158,7 +159,7 @@ def test_noisy_input_adds_noise_of_its_sigma():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_descriptions_are_json_and_rebuild_the_same_network(name):
-    model = build(name, (1, 8, 8), 5)
+    model = build(name, (1, 8, 8), 5, **small(name))
     text = json.dumps(model.description)
     again = rebuild(json.loads(text))
     assert again.description == model.description

@@ -28,6 +28,8 @@ from stochade.models.pruned import pruned_cnn
 from stochade.models.reinforced import ReinforcedNet
 from stochade.models.resnet import ResNet
 from stochade.models.sgbn import SGBN, plain_cnn, sgbn_cifar
+from stochade.models.spiking import spiking_vgg
+from stochade.models.spiking_residual import spiking_resnet
 from stochade.models.wide_resnet import WideResNet
 
 
@@ -97,6 +99,14 @@ def _extra_class(input_shape: Sequence[int], classes: int, base: str = "2cnn") -
     return MODELS[base].build(tuple(input_shape), classes + 1, **MODELS[base].fixed)
 
 
+def _released_vggsnn(
+    input_shape: Sequence[int], classes: int, encoder: str = "srate", steps: int = 4, width: float = 1.0,
+    encoder_options: Mapping[str, Any] | None = None,
+) -> nn.Module:  # fmt: skip
+    neurons = {"reset": "hard", "surrogate": "triangle"}
+    return spiking_vgg(input_shape, classes, "vggsnn-released", encoder, steps, width, "if", encoder_options, neurons)
+
+
 _RELU = {"activation": "relu", "backward": "soft"}
 _STOCHASTIC, _DETERMINISTIC = {"activation": "stochastic"}, {"activation": "deterministic"}
 
@@ -150,6 +160,17 @@ MODELS: dict[str, Entry] = {
     "lwta-wide-resnet": Entry(
         WideResNet, "wide residual network with stochastic local winner-takes-all (WRN-34-1)", {"activation": "lwta"}
     ),
+    "snn": Entry(spiking_vgg, "two convolutions of spiking neurons, any encoder (signed rate)", {"plan": "small"}),
+    "vggsnn": Entry(spiking_vgg, "spiking network of eight convolutions, any encoder (VGGSNN)", {"plan": "vggsnn"}),
+    "vggsnn-released": Entry(
+        _released_vggsnn, "VGGSNN as its authors' code has it: other layers, no leak, hard reset (61 M on 32x32)"
+    ),
+    "spiking-vgg5": Entry(spiking_vgg, "spiking VGG-5, any encoder", {"plan": "vgg5"}),
+    "spiking-vgg11": Entry(spiking_vgg, "spiking VGG-11, any encoder", {"plan": "vgg11"}),
+    "spiking-vgg16": Entry(spiking_vgg, "spiking VGG-16, any encoder", {"plan": "vgg16"}),
+    "spiking-resnet19": Entry(spiking_resnet, "spiking ResNet-19, any encoder (direct)", {"plan": "resnet19"}),
+    "sew-resnet18": Entry(spiking_resnet, "residual network that adds spikes, 18 layers", {"plan": "sew-resnet18"}),
+    "sew-resnet34": Entry(spiking_resnet, "residual network that adds spikes, 34 layers", {"plan": "sew-resnet34"}),
 }
 
 

@@ -10,6 +10,8 @@ from stochade.models.noisy import KWTACNN, MaskedCNN, NoisyInput
 from stochade.models.plain import CNN1, CNN2, MLP
 from stochade.models.reinforced import ReinforcedNet
 from stochade.models.resnet import ResNet
+from stochade.models.spiking import spiking_vgg
+from stochade.models.spiking_residual import spiking_resnet
 from stochade.models.wide_resnet import WideResNet
 
 __all__ = [
@@ -37,4 +39,6 @@ __all__ = [
     "StandoutCNN",
     "WideResNet",
     "rate_coded",
+    "spiking_resnet",
+    "spiking_vgg",
 ]
