@@ -20,7 +20,7 @@ typedef struct {
     float decay, gain, threshold, attached; /* attached: 1, or 0 where no gradient goes through the reset */
     float height, scale, centre;            /* of the surrogate's derivative: height * profile(scale * (u - centre)) */
     int hard, profile;
-    int past; /* spikes go past the caches: for tensors that no cache holds, their rows aligned as vectors are */
+    int past; /* results go past the caches: for tensors that no cache holds, their rows aligned as vectors are */
 } Rule;
 
 INLINE vec all(float value) { return (vec){0} + value; }
@@ -33,7 +33,15 @@ INLINE void leave(float *p, vec v, int past) {
 #elif defined(__AVX__)
     if (past) return _mm256_stream_ps(p, (__m256)v);
 #endif
+    (void)past;
     put(p, v);
+}
+
+/* What went past the caches is there for other threads. */
+static void arrive(void) {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
 }
 
 /* exp to a few units in the last place, for negative numbers; from -87 on it stays (after Cephes, S. Moshier). */
@@ -76,11 +84,12 @@ INLINE vec left(const int hard, const Rule *r, vec h, bits fired) {
 }
 
 /* Potentials of `count` neurons, or spikes, into `to`; v is a scratch of a block.
- * `wanted` [steps][neurons] is what is read next: it is fetched meanwhile. */
+ * A row ahead is fetched meanwhile, and `wanted` after the last: rows are a large power of two apart, where caches hold
+ * few of them at once. */
 INLINE void run(const int hard, const int spikes, const Rule *r, const float *x, float *to, float *v, long count,
                 const float *wanted) {
     for (long t = 0; t < r->steps; t++) {
-        const float *from = x + t * r->neurons, *ahead = wanted + t * r->neurons;
+        const float *from = x + t * r->neurons, *ahead = t < r->steps - 1 ? from + r->neurons : wanted;
         float *out = to + t * (spikes ? r->neurons : r->block);
         for (long i = 0; i < count; i += LANES) {
             const long some = count - i;
@@ -110,7 +119,7 @@ INLINE double back(const int hard, const int profile, const Rule *r, const float
     double sum = 0;
     for (long t = r->steps - 1; t >= 0; t--) {
         const float *potential = h + t * r->block, *before = potential - r->block, *from = up + t * r->neurons;
-        const float *ahead = wanted + (r->steps - 1 - t) * r->neurons;
+        const float *ahead = t ? from - r->neurons : wanted;
         float *out = dx + t * r->neurons;
         vec part = {0};
         for (long i = 0; i < count; i += LANES) {
@@ -123,7 +132,7 @@ INLINE double back(const int hard, const int profile, const Rule *r, const float
                 now += get(p + i) * r->decay * (stays - (hard ? here : all(r->threshold)) * each * r->attached);
             }
             put(p + i, now);
-            if (some >= LANES) put(out + i, now * r->gain);
+            if (some >= LANES) leave(out + i, now * r->gain, r->past);
             else put_some(out + i, now * r->gain, some);
             if (inner) {
                 const vec last = t ? get(before + i) : (vec){0};
@@ -165,9 +174,7 @@ int forward(const Rule *r, const float *x, float *s, long first, long last) {
         else run(0, 1, r, x + start, s + start, v, count, next);
     }
     free(v);
-#if defined(__AVX__)
-    _mm_sfence();
-#endif
+    arrive();
     return 0;
 }
 
@@ -178,12 +185,14 @@ int backward(const Rule *r, const float *x, const float *up, float *dx, double *
     if (!v) return 1;
     for (long block = first; block < last; block++) {
         const long start = block * r->block, count = least(r->block, r->neurons - start);
+        const long last_row = (r->steps - 1) * r->neurons + start;
         const float *next = x + (block + 1 < last ? start + r->block : start);
-        if (r->hard) run(1, 0, r, x + start, h, v, count, up + start);
-        else run(0, 0, r, x + start, h, v, count, up + start);
+        if (r->hard) run(1, 0, r, x + start, h, v, count, up + last_row);
+        else run(0, 0, r, x + start, h, v, count, up + last_row);
         const double sum = backward_block(r, h, up + start, dx + start, v, count, sums != 0, inputs, next);
         if (sums) sums[block] = sum;
     }
     free(v);
+    arrive();
     return 0;
 }

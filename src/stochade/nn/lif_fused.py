@@ -7,7 +7,7 @@ block of neurons at a time, in compiled kernels where they can be had (`native/l
 bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from stochade.nn.discrete import Surrogate
 from stochade.nn.surrogates import ClosedForm, Mixture
 
 _NARROW = (torch.float16, torch.bfloat16)  # potentials add up: kept in float32
-_BLOCK = 1 << 17  # potentials of a block on the CPU: what is worked out in steps should stay in a cache
+_BLOCK = 1 << 17  # neurons of a block on the CPU: their potentials of a step should stay in a cache
 Fire = Callable[[int, Tensor], Tensor]  # step, distances to the threshold -> spikes, with a derivative
 
 
@@ -113,7 +113,7 @@ class _Sequence(torch.autograd.Function):
             return native.forward(x, _neurons(ctx.decay, dynamics, ClosedForm(_none)))
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for part, to in zip(_blocks(x), _blocks(out), strict=True):
-            _fire(part, ctx.decay, dynamics, torch.float32 if x.dtype in _NARROW else x.dtype, to, None)
+            _fire(part, ctx.decay, dynamics, to, None)
         return out
 
     @staticmethod
@@ -152,32 +152,33 @@ def _neurons(decay: float, dynamics: Dynamics, form: ClosedForm) -> native.Neuro
     )
 
 
-def _blocks(x: Tensor) -> Iterator[Tensor]:
-    """[T, neurons] of a block each."""
+def _blocks(x: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """For every block of neurons what it has in each step."""
     flat = x.reshape(len(x), -1)
-    size = max(1, _BLOCK // len(x)) if x.device.type == "cpu" else flat.shape[1]
-    return iter(flat.split(size, 1))
+    for part in flat.split(_BLOCK if x.device.type == "cpu" else flat.shape[1], 1):
+        yield part.unbind(0)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in _NARROW else x.dtype
 
 
 def _fire(
-    x: Tensor, decay: float, dynamics: Dynamics, wide: torch.dtype, out: Tensor | None, potentials: Tensor | None
+    xs: Sequence[Tensor], decay: float, dynamics: Dynamics, out: Sequence[Tensor] | None, hs: Sequence[Tensor] | None
 ) -> None:
-    """Spikes of a block into `out`, potentials before the reset into `potentials`, each where it is wanted."""
-    gain, count = dynamics.gain(decay), len(x)
-    h, v, own = torch.empty(3, x.shape[1], dtype=wide, device=x.device)
-    for t in range(count):
-        h = h if potentials is None else potentials[t]
-        now = x[t].to(wide) if gain == 1 else x[t].to(wide) * gain
-        if t:
-            torch.mul(v, decay, out=h).add_(now)
-        else:
-            h.copy_(now)
-        s = out[t] if out is not None and out.dtype == wide else own
-        if out is not None or t < count - 1:
+    """Spikes of a block into `out`, potentials before the reset into `hs`, each where it is wanted."""
+    gain, last, wide = dynamics.gain(decay), len(xs) - 1, _wide(xs[0])
+    h, v, own = torch.empty(3, len(xs[0]), dtype=wide, device=xs[0].device)
+    for t, x in enumerate(xs):
+        h = h if hs is None else hs[t]
+        now = x if gain == 1 else x.to(wide) * gain
+        h.copy_(now) if t == 0 else torch.mul(v, decay, out=h).add_(now)
+        s = own if out is None or out[t].dtype != wide else out[t]
+        if out is not None or t < last:
             torch.ge(h, dynamics.threshold, out=s)
-        if out is not None and out.dtype != wide:
+        if out is not None and s is own:
             out[t].copy_(s)
-        if t < count - 1:
+        if t < last:
             _left(h, s, dynamics, v)
 
 
@@ -196,25 +197,28 @@ def _backward(
     With p = dL/dh, p[t] = up[t] slope(h[t]) + decay p[t+1] dv[t]/dh[t]; dL/dx = gain p; dL/ddecay is the sum of
     p[t] v[t-1], or of p[t] (v[t-1] - h[t]) / (1 - decay) where the input is decayed too.
     """
-    wide = torch.float32 if x.dtype in _NARROW else x.dtype
     out, total, gain = torch.empty_like(x, memory_format=torch.contiguous_format), 0.0, dynamics.gain(decay)
-    each_block = iter(_blocks(weights)) if weights is not None else None
-    for part, up, to in zip(_blocks(x), _blocks(upstream), _blocks(out), strict=True):
-        h = torch.empty(part.shape, dtype=wide, device=x.device)
-        _fire(part, decay, dynamics, wide, None, h)
-        each = next(each_block) if each_block else surrogate.derivative(h, dynamics.threshold)
-        p = torch.mul(up, each, out=to) if to.dtype == wide else up * each
-        keep = _kept(h[:-1], each[:-1], decay, dynamics)
-        for t in range(len(p) - 2, -1, -1):
-            p[t].add_(p[t + 1], alpha=decay) if keep is None else p[t].addcmul_(p[t + 1], keep[t])
-        if inner:
-            v = _left(h[:-1], h[:-1].ge(dynamics.threshold).to(wide), dynamics)
-            total += float((p[1:] * v).sum(dtype=torch.float64))
-            total -= float((p * h).sum(dtype=torch.float64)) if dynamics.decayed_input else 0.0
-        if p is not to:
-            to.copy_(p * gain)
-        elif gain != 1:
-            p.mul_(gain)
+    every = _blocks(x if weights is None else weights)
+    for xs, ups, outs, ws in zip(_blocks(x), _blocks(upstream), _blocks(out), every, strict=True):
+        hs = torch.empty(len(xs), len(xs[0]), dtype=_wide(x), device=x.device).unbind(0)
+        _fire(xs, decay, dynamics, None, hs)
+        after = None
+        for t in range(len(xs) - 1, -1, -1):
+            h, direct = hs[t], gain == 1 and outs[t].dtype == hs[t].dtype
+            each = surrogate.derivative(h, dynamics.threshold) if weights is None else ws[t]
+            p = torch.mul(ups[t], each, out=outs[t] if direct else None)
+            if after is not None:
+                keep = _kept(h, each, decay, dynamics)
+                p.add_(after, alpha=decay) if keep is None else p.addcmul_(after, keep)
+            if not direct:
+                outs[t].copy_(p * gain)
+            if inner and t:
+                before = hs[t - 1]
+                v = _left(before, before.ge(dynamics.threshold).to(before.dtype), dynamics)
+                total += float(torch.sum(p * v, dtype=torch.float64))
+            if inner and dynamics.decayed_input:
+                total -= float(torch.sum(p * h, dtype=torch.float64))
+            after = p
     return out, total / (1 - decay if dynamics.decayed_input else 1)
 
 
