@@ -24,11 +24,13 @@ ALLOWED = {
     "evaluate": GROUND | {"nn.discrete", "attacks", "native"},
     "audit": GROUND | {"nn.discrete", "attacks", "evaluate"},
     "report": GROUND | {"evaluate", "audit"},
+    "metrics": GROUND | {"nn"},
     "registry": GROUND | {"nn", "models"},
     "checkpoint": GROUND | {"nn.discrete", "registry", "models"},
     "train": GROUND | {"nn", "data", "attacks", "checkpoint"},
     "recipes": GROUND
-    | {"nn", "models", "data", "attacks", "registry", "checkpoint", "train", "evaluate", "audit", "report"},
+    | {"nn", "models", "data", "attacks", "registry", "checkpoint", "train", "evaluate", "audit", "report"}
+    | {"metrics"},
 }
 ONLY = {("models", "attacks"): {"models/known_answer.py"}}
 TOP = {"__init__", "cli", "targets", "listing"}  # may import everything
