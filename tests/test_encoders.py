@@ -43,6 +43,7 @@ def test_codes_are_batch_first_and_travel(encoder):
     assert len(encoder(x[:1].expand(9, 2, 5, 6)).unique(dim=0)) == (9 if random else 1)
     if encoder.alphabet is not None:
         assert set(codes.unique().tolist()) <= set(encoder.alphabet)
+        assert not bool(torch.signbit(codes[codes == 0]).any())  # -0 would be another code to a hash
 
 
 @pytest.mark.parametrize(("floor", "mean"), [(0.0, 0.4), (0.1, 0.4), (0.1, None)])

@@ -8,7 +8,7 @@ import torch
 
 from stochade.attacks import FGSM, L0, Descent, RandomSearch, UniformNoise
 from stochade.attacks.flips import BINARY, SIGNED, Flips
-from stochade.attacks.registry import ATTACKS, parse_attack
+from stochade.attacks.registry import ATTACKS, CODE_ATTACKS, parse_attack
 from stochade.errors import BudgetError, ImagesError, StochadeError
 from stochade.randomness import Stream
 
@@ -253,7 +253,7 @@ def test_inputs_that_are_no_codes_are_refused_before_any_compute(codes, told):
         FGSM(Flips(1))(never, codes, torch.zeros(2, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if n != "transfer"])
+@pytest.mark.parametrize("name", [n for n in ATTACKS | CODE_ATTACKS if n != "transfer"])
 def test_every_attack_serves_codes_or_refuses(name):
     """Attacks that move through the space between letters say so when they are built."""
     threat, z0 = Flips(2, SIGNED), letters_of(SIGNED, (4, 2, 5), 13)

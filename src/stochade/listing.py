@@ -62,7 +62,7 @@ def listing() -> dict[str, dict[str, str]]:
     """Every attack, model, defence, certificate and recipe by the name that the command line takes."""
     from stochade import nn as layers
     from stochade.attacks.objectives import OBJECTIVES
-    from stochade.attacks.registry import ATTACKS
+    from stochade.attacks.registry import ATTACKS, CODE_ATTACKS
     from stochade.attacks.threats import THREATS
     from stochade.audit import CHECKS, EFFORTS
     from stochade.data import KNOWN as KNOWN_DATA
@@ -85,6 +85,7 @@ def listing() -> dict[str, dict[str, str]]:
         "models": {name: entry.description for name, entry in MODELS.items()},
         "defences": defences,
         "attacks": {name: description for name, (_, description) in ATTACKS.items()},
+        "attacks on codes": {name: description for name, (_, description) in CODE_ATTACKS.items()},
         "threats": {name: _first_sentence(cls) for name, cls in THREATS.items()},
         "objectives": {name: _first_sentence(f) for name, f in OBJECTIVES.items()},
         "efforts": {

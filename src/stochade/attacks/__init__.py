@@ -4,6 +4,7 @@ from stochade.attacks import suites
 from stochade.attacks.adaptive_suite import Adaptive
 from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.base import Attack, Attempt, FromProbabilities, keep_dropout
+from stochade.attacks.codes import CodeAttempt, attack_codes
 from stochade.attacks.cw import CW
 from stochade.attacks.deepfool import DeepFool
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, WHOLE, Descent, sweep
@@ -20,6 +21,8 @@ from stochade.attacks.jsma import JSMA
 from stochade.attacks.lbfgs import LBFGS
 from stochade.attacks.noise import Custom, GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
+from stochade.attacks.oblivious import FixedFlips, ObliviousSEA
+from stochade.attacks.sea import SEA, CodeDescent, MaskedSampling
 from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
 from stochade.attacks.suites import Suite
@@ -46,6 +49,7 @@ __all__ = [
     "NES",
     "OBJECTIVES",
     "PGD",
+    "SEA",
     "SIGNED",
     "SPSA",
     "THREATS",
@@ -57,12 +61,15 @@ __all__ = [
     "Averaged",
     "Backprop",
     "Brightness",
+    "CodeAttempt",
+    "CodeDescent",
     "Custom",
     "DeepFool",
     "Descent",
     "Ensemble",
     "EnsembleModel",
     "Evolution",
+    "FixedFlips",
     "Flips",
     "FromProbabilities",
     "Frozen",
@@ -70,6 +77,8 @@ __all__ = [
     "Gradient",
     "HopSkipJump",
     "Linf",
+    "MaskedSampling",
+    "ObliviousSEA",
     "Pass",
     "RandomSearch",
     "Rotate",
@@ -86,6 +95,7 @@ __all__ = [
     "Transforms",
     "UniformJitter",
     "UniformNoise",
+    "attack_codes",
     "cross_entropy",
     "dlr",
     "keep_dropout",

@@ -58,6 +58,11 @@ class Flips(Ball):
         return self.eps
 
     @property
+    def bound(self) -> "Flips":
+        """What holds for an attacked code and its encoding."""
+        return self
+
+    @property
     def lowest(self) -> float:
         """The first letter of the alphabet."""
         return float(self.alphabet[0])

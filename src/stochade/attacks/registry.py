@@ -17,6 +17,7 @@ from stochade.attacks.deepfool import DeepFool
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
+from stochade.attacks.flips import Flips
 from stochade.attacks.fmn import FMN
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
@@ -24,6 +25,8 @@ from stochade.attacks.jsma import JSMA
 from stochade.attacks.lbfgs import LBFGS
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
+from stochade.attacks.oblivious import FixedFlips, ObliviousSEA
+from stochade.attacks.sea import SEA, MaskedSampling
 from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
 from stochade.attacks.suites import fast, random, standard
@@ -50,6 +53,33 @@ def _spsa(
 
 def _kubo(threat: Ball, steps: int = 10, step: float | None = None, **parts) -> Attack:
     return kubo2019_bim(threat.eps / steps if step is None else step, steps, **parts)
+
+
+def _flips(threat: Ball, k: int | None, alphabet: str | None, per: str | None, made: type[Flips] = Flips) -> Flips:
+    """The threat on codes: what is named, else what a `Flips` threat says, else 10 flips per frame of {0, 1}."""
+    base = threat if isinstance(threat, Flips) else Flips(10)
+    return made(base.eps if k is None else k, alphabet or base.alphabet, per or base.per)
+
+
+def _sea(
+    threat: Ball, steps: int = 1, restarts: int = 1, k: int | None = None, alphabet: str | None = None,
+    per: str | None = None, **parts,
+) -> Attack:  # fmt: skip
+    return SEA(_flips(threat, k, alphabet, per), steps, restarts, **parts)
+
+
+def _oblivious(
+    threat: Ball, steps: int = 4, draws: int = 20, k: int | None = None, alphabet: str | None = None,
+    per: str | None = None, objective: Any = cross_entropy,
+) -> Attack:  # fmt: skip
+    return ObliviousSEA(_flips(threat, k, alphabet, per, FixedFlips), steps, draws, objective)  # type: ignore[arg-type]
+
+
+def _masked(
+    threat: Ball, steps: int = 10, turnover: float = 0.05, alphabet: str | None = None, objective: Any = cross_entropy
+) -> Attack:
+    free = _flips(threat, None, alphabet, None).resized(float("inf"))
+    return MaskedSampling(free, steps, turnover, objective=objective)
 
 
 ATTACKS: dict[str, tuple[Factory, str]] = {
@@ -84,13 +114,19 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "kubo2019-bim": (_kubo, "the thesis's BIM without projection, for replication (10 steps of eps/10)"),
 }
 
+CODE_ATTACKS: dict[str, tuple[Factory, str]] = {  # on models with an encoder in front; they take k instead of a norm
+    "sea": (_sea, "sparse encoding attack: the k=10 best flips per frame of a code, 1 step (models with an encoder)"),
+    "sea-oblivious": (_oblivious, "sparse encoding attack fixed before the encoding is drawn, 4 steps of 20 draws"),
+    "sea-masked": (_masked, "flips drawn by the size of their gradient, 10 steps, no budget (Liang et al. 2021)"),
+}
+
 GRADIENT = {"draws": int, "backward": str, "forward": str}  # what attacks with a gradient take besides
 EVERYWHERE = {"eps": str, "norm": str, "target": str}  # what every attack takes
 
 
 def options_of(name: str) -> dict[str, Callable[[str], Any]]:
     """The options that an attack takes on the command line, with how each is read."""
-    factory = ATTACKS[name][0]
+    factory = (ATTACKS | CODE_ATTACKS)[name][0]
     if name == "transfer":
         named: dict[str, Callable[[str], Any]] = {"source": str, "attack": str}
         return named | EVERYWHERE
@@ -105,7 +141,9 @@ def options_of(name: str) -> dict[str, Callable[[str], Any]]:
         options["objective"] = _objective_named
     if "gradient" in found and made not in (_evolution, NES):
         options |= GRADIENT
-    return options | EVERYWHERE
+    if name == "sea-oblivious":  # whose plans are no inputs that a target could be chosen on
+        return options
+    return options | ({"target": str} if name in CODE_ATTACKS else EVERYWHERE)
 
 
 def _reader(annotation: Any) -> Callable[[str], Any] | None:
@@ -133,9 +171,10 @@ def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = No
     """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"`, `"fgsm eps=0.3"` -> an attack.
 
     Options are the attack's own parameters (`options_of`); attacks with a gradient also take draws (per gradient),
-    backward and forward (substitutes for all discrete layers that declare them). Every attack takes eps and norm (a
-    threat of its own instead of `threat`) and target (least-likely, runner-up, random or a class). `transfer` takes
-    source (one target or several, with commas), attack (by name) and the options of that attack.
+    backward and forward (substitutes for all discrete layers that declare them). Attacks on images take eps and norm
+    (a threat of its own instead of `threat`), those on codes k, alphabet and per; all but sea-oblivious take target
+    (least-likely, runner-up, random or a class). `transfer` takes source (one target or several, with commas), attack
+    (by name) and the options of that attack.
 
     Args:
         load: the name of a target -> its model, for `transfer`; None leaves a stand-in, which serves to check a text.
@@ -144,9 +183,10 @@ def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = No
         UsageError: an unknown attack or option. BudgetError: a value that makes no sense.
     """
     name, *pairs = text.split() or [""]
-    if name not in ATTACKS:
-        near = difflib.get_close_matches(name, ATTACKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(ATTACKS)}"
+    table = ATTACKS | CODE_ATTACKS
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(table)}"
         raise UsageError("the name of an attack", repr(name), hint)
     if name == "transfer":
         return _transfer(pairs, threat, load)
@@ -160,7 +200,7 @@ def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = No
         parts = [options.pop(key, default) for key, default in (("draws", 1), ("backward", None), ("forward", None))]
         options["gradient"] = Backprop(*parts)
     try:
-        return ATTACKS[name][0](threat, **options)
+        return table[name][0](threat, **options)
     except TypeError as problem:  # an option that the name itself fixes, such as the one step of fgsm
         detail = str(problem).split(") ")[-1].removeprefix("got ")
         raise UsageError(f"options that {name} leaves open", detail) from None

@@ -22,6 +22,7 @@ from stochade.attacks.inputs import check_model
 from stochade.attacks.threats import Threat
 from stochade.describe import describe, digest, fingerprint_model
 from stochade.errors import BudgetError, ModelError, RecordsError
+from stochade.evaluate.codes import check_code_attacks, runs
 from stochade.evaluate.records import CLEAN, SCHEMA, WORST, Records
 from stochade.evaluate.seconds import Clock
 from stochade.evaluate.source import Source
@@ -118,6 +119,7 @@ def evaluate(
     _whole(workers, "workers", 0)
     _whole(keep_images, "keep_images", 0)
     check_model(model)
+    check_code_attacks(model, table)
     source = Source(images, labels, chunk)
     settings = Settings(seed, draws, keep_images, eight_bit, device)
     config = {
@@ -170,7 +172,8 @@ def _open(folder: Path, config: dict) -> None:
             before = json.loads(path.read_text())
         except json.JSONDecodeError:
             before = {}
-        before.setdefault("kernels", config["kernels"])  # runs of older versions do not say
+        told = before.get("kernels", {})  # runs of older versions do not say, or do not know every kernel
+        before["kernels"] = {name: told.get(name, here) for name, here in config["kernels"].items()}
         if any(before.get(k) != config[k] for k in ("digest", "kernels")):
             keys = sorted(k for k in config if k != "digest" and before.get(k) != json.loads(json.dumps(config[k])))
             differs = ", ".join(keys) or "the images"
@@ -206,7 +209,8 @@ class _Job:
         """Passes of one unit, for the progress bar; a backward counts two forwards."""
         attack = self.attacks[name]
         forwards, backwards = (0, 0) if attack is None else attack.cost()
-        return len(self.source.rows(index)) * (forwards + 2 * backwards + 2 * self.settings.draws)
+        passes = runs(attack, self.settings.draws) * (forwards + 2 * backwards)
+        return len(self.source.rows(index)) * (passes + 2 * self.settings.draws)
 
 
 Results = dict[tuple[str, int], Unit]
@@ -316,8 +320,8 @@ def expected_seconds(model: Model, images: Any, labels: Any, attacks: Attacks, d
     from stochade.randomness import untouched
 
     table, source = named(attacks), Source(images, labels, 32)
-    forwards = sum(a.cost()[0] for a in table.values()) + 2 * draws * (len(table) + 1)
-    backwards = sum(a.cost()[1] for a in table.values())
+    forwards = sum(a.cost()[0] * runs(a, draws) for a in table.values()) + 2 * draws * (len(table) + 1)
+    backwards = sum(a.cost()[1] * runs(a, draws) for a in table.values())
     x, _ = source[0]
     check_model(model)
     with untouched(model):

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Trace
+from stochade.attacks.codes import attacks_codes
 from stochade.attacks.gradients import TILE, Model, check_logits
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import L0, Ball, Threat
 from stochade.describe import describe
 from stochade.errors import ThreatError
+from stochade.evaluate.codes import CodeDraws
 from stochade.evaluate.names import member_names
 from stochade.evaluate.records import CLEAN, AttackRecord, threat_info
 from stochade.evaluate.source import Source
@@ -67,6 +69,8 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
             probe(model, x, y, probabilities_allowed=True)
             inputs, empty, seconds = x, torch.zeros(len(x)), 0.0
             attempt = Attempt(x, torch.full((len(x),), torch.nan), empty, empty, empty, _no_trace(len(x)), empty)
+        elif attacks_codes(attack):
+            return _on_codes(model, x, y, ids, name, attack, index, settings)
         else:
             start = time.perf_counter()
             attempt = attack.run(
@@ -80,18 +84,33 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
                 attempt = replace(attempt, distance=attack.threat.distance(inputs, x))
         random = scope_of(model) != "none"
         draws = settings.draws if random else 1
-        scored, logits, probabilities = _draw(model, inputs, draws, seed_for(settings.seed, "score", name, index))
-        if random:
-            selected, _, _ = _draw(model, inputs, draws, seed_for(settings.seed, "select", name, index))
-        else:
-            selected = scored
+        scored = _draw(model, inputs, draws, seed_for(settings.seed, "score", name, index))
+        selected = _draw(model, inputs, draws, seed_for(settings.seed, "select", name, index)) if random else scored
     rows = source.rows(index)
     kept = {row: inputs[row - rows.start].cpu().numpy() for row in rows if row < settings.keep_images}
-    record = AttackRecord(
-        predictions=scored,
-        selection=selected,
-        vote_logits=logits,
-        vote_probabilities=probabilities,
+    info = {"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack)
+    return Unit(ids.numpy(), y.cpu().numpy(), _record(attempt, scored, selected, kept, info, x), seconds)
+
+
+def _on_codes(
+    model: Model, x: Tensor, y: Tensor, ids: Tensor, name: str, attack: Attack, index: int, settings: Settings
+) -> Unit:
+    """A unit whose attack changes codes: it runs anew in every draw, and there are no adversarial images to keep."""
+    random = scope_of(model) != "none"
+    on = CodeDraws(model, x, y, ids, attack, name, settings.seed, index)
+    scored = on.logits(settings.draws if random else 1, "score")
+    selected = on.logits(settings.draws, "select") if random else scored
+    record = _record(on.attempt, scored, selected, {}, attack_info(attack), x)
+    return Unit(ids.numpy(), y.cpu().numpy(), record, on.seconds)
+
+
+def _record(attempt: Attempt, scored: Tensor, selected: Tensor, kept: dict, info: dict, x: Tensor) -> AttackRecord:
+    """The record of a chunk, out of what its search says and the logits [draws, N, K] of both sets of draws."""
+    return AttackRecord(
+        predictions=_predictions(scored),
+        selection=_predictions(selected),
+        vote_logits=scored.mean(0).argmax(1).numpy().astype(np.int16),
+        vote_probabilities=scored.softmax(-1).mean(0).argmax(1).numpy().astype(np.int16),
         distance=_numpy(attempt.distance, np.float32),
         value=_numpy(attempt.value, np.float32),
         forwards=_numpy(attempt.forwards, np.int32),
@@ -103,9 +122,13 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
         trace_distance=_numpy(attempt.trace.distance.T, np.float32),
         trace_passes=_numpy(attempt.trace.passes.T, np.int32),
         images=kept,
-        info={"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack),
+        info=info,
     )
-    return Unit(ids.numpy(), y.cpu().numpy(), record, seconds)
+
+
+def _predictions(logits: Tensor) -> np.ndarray:
+    """[N, draws] classes out of logits [draws, N, K]."""
+    return np.ascontiguousarray(logits.argmax(-1).T.numpy().astype(np.int16))
 
 
 def _elapsed(start: float, x: Tensor) -> float:
@@ -128,8 +151,8 @@ def _numpy(t: Tensor, dtype) -> np.ndarray:
 
 
 @torch.no_grad()
-def _draw(model: Model, x: Tensor, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions [N, draws] and the votes by mean logits and mean probabilities [N], on draws of their own."""
+def _draw(model: Model, x: Tensor, draws: int, seed: int) -> Tensor:
+    """Logits [draws, N, K], on draws of their own."""
     reseed(seed)
     n, seen = len(x), []
     per_pass = max(1, TILE // n) if scope_of(model) in ("none", "example") else 1
@@ -137,11 +160,7 @@ def _draw(model: Model, x: Tensor, draws: int, seed: int) -> tuple[np.ndarray, n
         d = min(per_pass, draws - len(seen))
         logits = check_logits(model(x.repeat(d, *(1,) * (x.dim() - 1))), d * n).view(d, n, -1)
         seen.extend(logits.cpu())
-    stacked = torch.stack(seen)
-    predictions = stacked.argmax(-1).T.numpy().astype(np.int16)
-    votes = stacked.mean(0).argmax(1).numpy().astype(np.int16)
-    probabilities = stacked.softmax(-1).mean(0).argmax(1).numpy().astype(np.int16)
-    return np.ascontiguousarray(predictions), votes, probabilities
+    return torch.stack(seen)
 
 
 def checked(inputs: Tensor, x: Tensor, threat: Threat, name: str) -> Tensor:

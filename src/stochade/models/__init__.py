@@ -2,7 +2,7 @@
 
 from stochade.models.bnn import BNN
 from stochade.models.broken import LWTACNN, SAPCNN, QuantisedInput
-from stochade.models.encoded import Encoded, FrameMean, rate_coded
+from stochade.models.encoded import Aggregated, Encoded, FrameMean, rate_coded
 from stochade.models.gated import GatedConv2d, GatedNet, GateModule
 from stochade.models.lwta import LWTAMLP, BayesianLWTA
 from stochade.models.masked_units import DropConnectCNN, DropoutCNN, StandoutCNN
@@ -23,6 +23,7 @@ __all__ = [
     "LWTAMLP",
     "MLP",
     "SAPCNN",
+    "Aggregated",
     "BayesianLWTA",
     "DropConnectCNN",
     "DropoutCNN",

@@ -188,4 +188,5 @@ class SignedRate(_Rate):
 
     def hard(self, x: Tensor) -> Tensor:
         rate = _signed_rate(x, self.steps, self.floor)
-        return bernoulli(rate.abs()) * torch.where(rate < 0, -1.0, 1.0).to(x.dtype)
+        fires = bernoulli(rate.abs()) > 0
+        return torch.where(fires, rate.sign(), 0.0)  # a product would write -0
