@@ -71,7 +71,7 @@ class SpikingNeuron(Discrete):
     @property
     def decay(self) -> float:
         """The share of its potential that a neuron keeps from one step to the next."""
-        return self._decay if self.decay_logit is None else float(self._leak())
+        return self._decay if self.decay_logit is None else float(torch.sigmoid(self.decay_logit.detach()))
 
     def _leak(self) -> float | Tensor:
         return self._decay if self.decay_logit is None else torch.sigmoid(self.decay_logit)

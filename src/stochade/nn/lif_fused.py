@@ -108,7 +108,8 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, x: Tensor, decay: float | Tensor, dynamics: Dynamics, surrogate: Any, weights: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(x, decay if isinstance(decay, Tensor) else None, weights)
-        ctx.decay, ctx.dynamics, ctx.surrogate = float(decay), dynamics, surrogate
+        ctx.decay = float(decay.detach() if isinstance(decay, Tensor) else decay)
+        ctx.dynamics, ctx.surrogate = dynamics, surrogate
         if native.suits(x):
             return native.forward(x, _neurons(ctx.decay, dynamics, ClosedForm(_none)))
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
