@@ -109,7 +109,7 @@ class Flips(Ball):
         of the code) that x does not change yet may enter, at least one."""
         x0 = x if x0 is None else x0
         best = self._best(gradient, x0)
-        gain = self._units(gradient * (best - x0))
+        gain = self._units((best - x0).mul_(gradient))
         if size is not None:
             present = self._units(x != x0)
             if isinstance(size, Tensor):
@@ -118,12 +118,12 @@ class Flips(Ball):
                 entering = max(1, round(min(size, 1e9)))
             fresh = _top(gain.masked_fill(present, -1), entering)
             gain = gain.masked_fill(~(present | fresh), -1)
-        return torch.where(_top(gain, self._count(x)).view_as(x), best, x0)
+        return self._written(x0, best, gain)
 
     def _best(self, gradient: Tensor, x0: Tensor) -> Tensor:
         """The letter that the gradient wants in every place, equations 16 and 19 as z + delta; any letter where it
         is zero, since there is nothing to gain."""
-        return (gradient.sign() if self.lowest < 0 else gradient > 0).to(x0.dtype)
+        return gradient.sign().clamp_min_(self.lowest).to(x0.dtype)
 
     def _units(self, values: Tensor) -> Tensor:
         """[N, T, ...] -> [units, entries]: what a budget is for is a row."""
@@ -136,11 +136,20 @@ class Flips(Ball):
     def _count(self, x: Tensor) -> float | Tensor:
         return self.eps if self._each is None else self._per_unit(self._each.to(x.device), x)
 
+    def _written(self, x0: Tensor, letters: Tensor, score: Tensor) -> Tensor:
+        """x0 with `letters` in the places of the budget's largest positive scores [units, entries]."""
+        if self._each is not None or self.eps >= score.shape[1]:
+            return torch.where(_top(score, self._count(x0)).view_as(x0), letters, x0)
+        top = score.topk(int(self.eps), 1)  # few places: a mask over all would cost more than finding them
+        before = self._units(x0)
+        new = torch.where(top.values > 0, self._units(letters).gather(1, top.indices), before.gather(1, top.indices))
+        return before.scatter(1, top.indices, new).view_as(x0)
+
     def project(self, x, x0):
         """The nearest allowed code in Euclidean distance."""
         letters = x.clamp(self.lowest, 1).round()
         saved = self._units((x - x0).square() - (x - letters).square())
-        return torch.where(_top(saved, self._count(x)).view_as(x), letters, x0)
+        return self._written(x0, letters, saved)
 
     def start(self, x0, generator):
         """k places of every frame (or of the code) drawn without replacement, each with another letter."""
@@ -150,7 +159,7 @@ class Flips(Ball):
             other = (x0 + 1 + further) % 3 - 1
         else:
             other = 1 - x0
-        return torch.where(_top(self._units(order), self._count(x0)).view_as(x0), other, x0)
+        return self._written(x0, other, self._units(order))
 
     def distance(self, x, x0):
         """[N] flips: of the frame with the most, or of the whole code."""
