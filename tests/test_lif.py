@@ -123,8 +123,8 @@ def test_the_decay_may_be_trained(name, way):
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
 def test_the_gradient_is_that_of_a_smooth_function_by_finite_differences(reset, way):
-    """At a point where spikes are s0 and distances u0, spikes s0 + G(u) - G(u0) are smooth, and have the values and the
-    derivatives that surrogates claim."""
+    """At a point where spikes are s0 and distances u0, spikes s0 + G(u) - G(u0) are smooth, and have the values and
+    the derivatives that surrogates claim."""
     alpha, decay, eps = 1.7, 0.6, 1e-6
     x, upstream = 2 * np.random.default_rng(1).normal(size=(4, 5)), np.random.default_rng(2).normal(size=(4, 5))
 
