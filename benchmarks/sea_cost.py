@@ -88,7 +88,8 @@ def markdown(result: dict) -> str:
         "",
         f"k = {K} flips per frame, one thread: CPU milliseconds of one forward and backward to the spikes (the",
         "floor), of one step, and of the whole attack with its checks, its probe of two examples and its guard of",
-        f"the model; ratios to as many floors as steps within a round, median [least, most]. Bar for the step: {BAR}.",
+        "the model; ratios to as many floors as steps within a round, median [least, most]. "
+        f"Bar for the step: {BAR}.",
         "",
         "| network | codes | [N, T, C, H, W] | what | floor | takes | ratio |",
         "|-|-|-|-|-|-|-|",
