@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow test-peers bench lint clean
 .DEFAULT_GOAL := help
 
 $(STAMP): constraints.txt pyproject.toml
@@ -18,6 +18,7 @@ help:
 	@echo "make demo       train and audit a stochastic classifier on real digits; ends with a report"
 	@echo "make test       the test-suite (minutes)"
 	@echo "make test-slow  statistical checks over hundreds of seeds"
+	@echo "make test-peers neurons and adapters against the libraries they follow, in an environment of their own"
 	@echo "make bench      cost against the floor, and the peers where their environment exists"
 	@echo "make lint       ruff and pyright"
 
@@ -29,6 +30,15 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+PEERS := .venv-peers-spiking
+$(PEERS)/.installed: constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" spikingjelly==2.0.0
+	touch $@
+
+test-peers: $(STAMP) $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pgd_cost.py
