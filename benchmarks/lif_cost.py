@@ -174,8 +174,8 @@ def markdown(result: dict) -> str:
     lines += [
         "",
         f"Bars: with kernels at least {BARS['soft', KERNELS]:g} x faster and at most {FLOOR_BAR} x the floor; "
-        f"without a compiler at least {BARS['soft', PLAIN]:g} x (soft) and {BARS['hard', PLAIN]:g} x (hard) faster; at most "
-        "2 tensors kept.",
+        f"without a compiler at least {BARS['soft', PLAIN]:g} x (soft) and {BARS['hard', PLAIN]:g} x (hard) faster; "
+        "at most 2 tensors kept.",
     ]
     return "\n".join([*lines, "", "## Provenance", "", *as_lines(result["provenance"])]) + "\n"
 
