@@ -19,6 +19,7 @@ from stochade.errors import ModelError, UsageError
 from stochade.nn import surrogates
 from stochade.nn.discrete import Discrete, Surrogate
 from stochade.nn.lif_fused import Dynamics, distances, loop, spikes
+from stochade.nn.spike_rules import RULES, pdsg
 
 Reset = Literal["soft", "hard"]
 _WARM = 4.0  # slope of the sigmoid in the relaxed forward
@@ -31,7 +32,8 @@ class SpikingNeuron(Discrete):
     h - threshold, of every step; gradients run back through potentials and, unless detached, resets (backpropagation
     through time). A `surrogates.Whole` replaces the derivative of the layer as a whole.
 
-    Substitutes: "identity" and "ste" (derivative 1), "soft" (sigmoid, slope 4), "atan", "triangle", "rectangle".
+    Substitutes: "identity" and "ste" (derivative 1), "soft" (sigmoid, slope 4), "atan", "triangle", "rectangle"; and
+    the rules of attackers, "bptr", "rga", "hart", "pdsg" (`spike_rules`).
     Relaxed "warm": sigmoids of slope 4 in place of spikes, in the reset too.
     """
 
@@ -53,8 +55,15 @@ class SpikingNeuron(Discrete):
         if surrogate is not None and not isinstance(surrogate, Surrogate):
             raise UsageError("a surrogate, such as surrogates.ATan(2.0)", repr(surrogate))
         ste = surrogates.identity()
-        table = {"ste": ste, "identity": ste, "soft": surrogates.sigmoid(4.0), "atan": surrogates.atan(2.0)}
+        table: dict[str, Surrogate] = {
+            "ste": ste,
+            "identity": ste,
+            "soft": surrogates.sigmoid(4.0),
+            "atan": surrogates.atan(2.0),
+        }
         table |= {"triangle": surrogates.triangle(1.0), "rectangle": surrogates.rectangle(1.0)}
+        table |= {name: surrogates.Whole(partial(rule, self), name) for name, rule in RULES.items()}
+        table["pdsg"] = pdsg()
         super().__init__(surrogate or surrogates.atan(2.0), table, {"warm": partial(_warm, self)})
         self.threshold, self.v_reset, self.reset = float(threshold), float(v_reset), reset
         self.decay_input, self.detach_reset = bool(decay_input), bool(detach_reset)
