@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -196,7 +197,8 @@ def main() -> None:
     where = environment(steady=True, source=True)
     told = subprocess.run(command, env=where, stdout=subprocess.PIPE, text=True, check=True)
     rows = json.loads(told.stdout.splitlines()[-1])
-    facts: dict[str, Any] = {"kernels": "ready" if all(row["ready"] for row in rows) else "not available"}
+    facts: dict[str, Any] = {"load of the machine": f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores"}
+    facts |= {"kernels": "ready" if all(row["ready"] for row in rows) else "not available"}
     if PEERS.exists():
         ask = [python, "-c", "from importlib.metadata import version as v; print(v('spikingjelly'), v('torch'))"]
         versions = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
