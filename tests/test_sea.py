@@ -12,6 +12,7 @@ from torch import nn
 from counting import PROBE, Counted
 from stochade import Linf, evaluate
 from stochade.attacks import SEA, Custom, FixedFlips, Flips, MaskedSampling, ObliviousSEA, attack_codes, margin
+from stochade.attacks.base import Task
 from stochade.attacks.codes import encode
 from stochade.attacks.objectives import cross_entropy
 from stochade.attacks.registry import parse_attack
@@ -252,6 +253,21 @@ def test_oblivious_plans_are_the_best_fixed_ones_and_scored_on_fresh_encodings(e
     assert (records.attacks["oblivious"].distance == 1).all()
 
 
+def test_what_a_plan_gains_is_measured_from_the_encoding_it_replaces():
+    """With an encoder that always says the same: g at the planned codes, and g times the codes without the plan."""
+    model, x, y = Encoded(Latency(3), Curved(24)), images(4), torch.arange(4) % 3
+    threat = FixedFlips(2)
+    plan = torch.full((4, 3, 1, 1, 8), float("nan"))
+    plan[:, 0, 0, 0, :2] = 1
+    codes = model.encoder(x)
+    leaf = threat.apply(plan, codes).requires_grad_()
+    g = torch.autograd.grad(cross_entropy(model.network(leaf), y).sum(), leaf)[0]
+    _, found, weight = ObliviousSEA(threat, 1, 5)._pass(Task(model, x, y, threat, None, Stream(0, y)), plan)
+    torch.testing.assert_close(found, g)
+    torch.testing.assert_close(weight, g * codes)
+    assert not torch.equal(leaf, codes)
+
+
 def test_seeing_the_encoding_is_worth_more_than_not():
     """Accuracy on a curved network: one shot <= oblivious with the same budget <= clean, by a wide margin each."""
     encoder = SignedRate(3, 0.45)
@@ -347,6 +363,8 @@ def test_aggregated_models_average_their_encodings(name):
     wanted = torch.stack([network(codes[:, 3 * i : 3 * i + 3]) for i in range(4)]).mean(0)
     torch.testing.assert_close(model.network(codes), wanted)
     assert len(codes[0].unflatten(0, (4, 3)).unique(dim=0)) == 4
+    same = Encoded(Latency(3), network)  # which image a code is of
+    torch.testing.assert_close(Aggregated(same, 4)(x), same(x))
     shared = model.encoder(x[:1].expand(5, 1, 1, 8))
     assert len(shared.unique(dim=0)) == 5
 
