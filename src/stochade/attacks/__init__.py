@@ -22,6 +22,7 @@ from stochade.attacks.lbfgs import LBFGS
 from stochade.attacks.noise import Custom, GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.oblivious import FixedFlips, ObliviousSEA
+from stochade.attacks.sa_pgd import SAPGD
 from stochade.attacks.sea import SEA, CodeDescent, MaskedSampling
 from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
@@ -49,6 +50,7 @@ __all__ = [
     "NES",
     "OBJECTIVES",
     "PGD",
+    "SAPGD",
     "SEA",
     "SIGNED",
     "SPSA",

@@ -26,6 +26,7 @@ from stochade.attacks.lbfgs import LBFGS
 from stochade.attacks.noise import GaussianNoise, RandomSearch, UniformNoise, kubo2019_bim
 from stochade.attacks.objectives import OBJECTIVES, cross_entropy, dlr, margin
 from stochade.attacks.oblivious import FixedFlips, ObliviousSEA
+from stochade.attacks.sa_pgd import SAPGD
 from stochade.attacks.sea import SEA, MaskedSampling
 from stochade.attacks.sigma_zero import SigmaZero
 from stochade.attacks.square import Square
@@ -90,6 +91,7 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
     "mifgsm": (MIFGSM, "momentum iterative FGSM, 10 steps"),
     "apgd-ce": (partial(APGD, objective=cross_entropy), "auto-PGD on cross entropy, 100 steps (linf, l2, l1)"),
     "apgd-dlr": (partial(APGD, objective=dlr), "auto-PGD on the difference of logits ratio (linf, l2, l1)"),
+    "sa-pgd": (SAPGD, "momentum and adaptive steps for surrogate gradients of spiking networks, 100 steps (linf)"),
     "apgd-t": (APGDTargeted, "auto-PGD towards nine classes in turn, targeted DLR (linf, l2, l1)"),
     "fab": (FAB, "fast adaptive boundary, smallest change, 9 classes of 100 steps (linf, l2, l1)"),
     "square": (Square, "random search over squares, 5000 queries, no gradient (linf, l2, l1)"),
