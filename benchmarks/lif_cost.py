@@ -10,10 +10,8 @@ what stays resident after a forward, spikes included, in tensors of the input's 
 lif.md.
 """
 
-import argparse
 import ctypes
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -25,10 +23,10 @@ from typing import Any
 
 import torch
 
-from provenance import QUICK, ROOT, as_lines, commit, provenance, save
+from provenance import ROOT, as_lines
+from single import main
 from stochade.native import lif as native
 from stochade.nn import LIF
-from workers import environment
 
 PEERS = ROOT / ".venv-peers-spiking" / "bin" / "python"
 SHAPE, STEPS = (64, 128, 16, 16), (4, 10)
@@ -181,34 +179,16 @@ def markdown(result: dict) -> str:
     return "\n".join([*lines, "", "## Provenance", "", *as_lines(result["provenance"])]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cost")
-    parser.add_argument("--quick", action="store_true", help="two rounds: a smoke run")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    repeats = 2 if arguments.quick else arguments.repeats
-    if arguments.worker:
-        print(json.dumps(work(repeats)))
-        return
-    source, python = commit(), str(PEERS) if PEERS.exists() else sys.executable
-    command = [python, __file__, "--worker", "--repeats", str(repeats)]
-    where = environment(steady=True, source=True)
-    told = subprocess.run(command, env=where, stdout=subprocess.PIPE, text=True, check=True)
-    rows = json.loads(told.stdout.splitlines()[-1])
+def finish(rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
     facts: dict[str, Any] = {"load of the machine": f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores"}
     facts |= {"kernels": "ready" if all(row["ready"] for row in rows) else "not available"}
     if PEERS.exists():
-        ask = [python, "-c", "from importlib.metadata import version as v; print(v('spikingjelly'), v('torch'))"]
+        ask = [str(PEERS), "-c", "from importlib.metadata import version as v; print(v('spikingjelly'), v('torch'))"]
         versions = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split()
         facts["SpikingJelly"] = f"{versions[0]} on torch {versions[1]}"
-    result = {
-        "rows": [summary(row) for row in rows],
-        "provenance": provenance(commit=source, repeats=repeats, **facts),
-    }
-    save(QUICK if arguments.quick else arguments.out, "lif", result, markdown(result))
+    return [summary(row) for row in rows], facts
 
 
 if __name__ == "__main__":
-    main()
+    python = str(PEERS) if PEERS.exists() else sys.executable
+    main("lif", __doc__, __file__, work, markdown, 15, python=python, source=True, finish=finish)

@@ -8,24 +8,19 @@ step and of five, with its checks, its probe of two examples and its guard of th
 round, of process CPU time. Writes sea.json and .md.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from provenance import QUICK, ROOT, as_lines, commit, provenance, save
+from provenance import as_lines
+from single import main
 from stochade.attacks import SEA, Backprop, Flips, cross_entropy
 from stochade.attacks.codes import encode
 from stochade.models import Encoded, spiking_vgg
 from stochade.randomness import untouched
-from workers import environment
 
 BAR, K, T = 1.1, 10, 4
 CASES = (
@@ -104,22 +99,5 @@ def markdown(result: dict) -> str:
     return "\n".join([*lines, "", "## Provenance", "", *as_lines(result["provenance"])]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cost")
-    parser.add_argument("--quick", action="store_true", help="two rounds: a smoke run")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    repeats = 2 if arguments.quick else arguments.repeats
-    if arguments.worker:
-        print(json.dumps(work(repeats)))
-        return
-    source, command = commit(), [sys.executable, __file__, "--worker", "--repeats", str(repeats)]
-    told = subprocess.run(command, env=environment(steady=True), capture_output=True, text=True, check=True)
-    result = {"rows": json.loads(told.stdout), "provenance": provenance(commit=source, repeats=repeats)}
-    save(QUICK if arguments.quick else arguments.out, "sea", result, markdown(result))
-
-
 if __name__ == "__main__":
-    main()
+    main("sea", __doc__, __file__, work, markdown, 9)

@@ -6,21 +6,16 @@ Both layers alternate in one process, in which freed memory is kept; a ratio is 
 time. Writes wide_linear.json and .md.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
 from torch import nn
 
-from provenance import QUICK, ROOT, as_lines, commit, provenance, save
+from provenance import as_lines
+from single import main
 from stochade.nn.wide_linear import WideLinear
-from workers import environment
 
 INPUTS, OUTPUTS, BATCHES = 512, 51_200, (50, 250)
 PASSES = ("forward", "and backward to inputs (attack)", "and backward to all (training)")
@@ -81,22 +76,5 @@ def markdown(result: dict) -> str:
     return "\n".join([*lines, "", "## Provenance", "", *as_lines(result["provenance"])]) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cost")
-    parser.add_argument("--quick", action="store_true", help="two rounds: a smoke run")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    repeats = 2 if arguments.quick else arguments.repeats
-    if arguments.worker:
-        print(json.dumps(work(repeats)))
-        return
-    source, command = commit(), [sys.executable, __file__, "--worker", "--repeats", str(repeats)]
-    told = subprocess.run(command, env=environment(steady=True), capture_output=True, text=True, check=True)
-    result = {"rows": json.loads(told.stdout), "provenance": provenance(commit=source, repeats=repeats)}
-    save(QUICK if arguments.quick else arguments.out, "wide_linear", result, markdown(result))
-
-
 if __name__ == "__main__":
-    main()
+    main("wide_linear", __doc__, __file__, work, markdown, 15)

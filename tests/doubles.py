@@ -42,3 +42,17 @@ def run(out=None, seed=0, chunk=20, workers=0, model=None, attacks=None, n=60, *
         out=out,
         **options,
     )
+
+
+class Line(nn.Module):
+    """Two classes of codes, logits (0, <w, z> + b): one flip of a known place decides."""
+
+    scope = "none"
+
+    def __init__(self, w: torch.Tensor, b: float):
+        super().__init__()
+        self.w, self.b = w, b
+
+    def forward(self, z):
+        score = (z * self.w).flatten(1).sum(1) + self.b
+        return torch.stack([torch.zeros_like(score), score], 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from doubles import Line
 from stochade.attacks import FGSM, L0, Descent, RandomSearch, UniformNoise
 from stochade.attacks.flips import BINARY, SIGNED, Flips
 from stochade.attacks.registry import ATTACKS, CODE_ATTACKS, parse_attack
@@ -202,26 +203,12 @@ def test_refusals(arguments, told):
         Flips(*arguments)
 
 
-class Linear(torch.nn.Module):
-    """Two classes: (0, <w, z> + b), so that one flip of a known place decides."""
-
-    scope = "none"
-
-    def __init__(self, w: torch.Tensor, b: float):
-        super().__init__()
-        self.w, self.b = w, b
-
-    def forward(self, z):
-        score = (z * self.w).flatten(1).sum(1) + self.b
-        return torch.stack([torch.zeros_like(score), score], 1)
-
-
 @pytest.mark.parametrize("alphabet", ALPHABETS)
 def test_attacks_in_general_take_codes(alphabet):
     """One descent step reaches the exact worst case of a linear network, and more steps with any size stay there;
     random points stay in the threat. Codes in {-1, 0, 1} pass the checks of inputs."""
     z0, threat = letters_of(alphabet, (8, 3, 5), 11), Flips(2, alphabet)
-    model = Linear(torch.randn(3, 5, generator=torch.Generator().manual_seed(12)), 0.1)
+    model = Line(torch.randn(3, 5, generator=torch.Generator().manual_seed(12)), 0.1)
     y = model(z0).argmax(1)
     worst = threat.move(torch.where(y.bool(), -1.0, 1.0)[:, None, None] * model.w, z0)
     for attack in (
@@ -257,7 +244,7 @@ def test_inputs_that_are_no_codes_are_refused_before_any_compute(codes, told):
 def test_every_attack_serves_codes_or_refuses(name):
     """Attacks that move through the space between letters say so when they are built."""
     threat, z0 = Flips(2, SIGNED), letters_of(SIGNED, (4, 2, 5), 13)
-    model = Linear(torch.randn(2, 5, generator=torch.Generator().manual_seed(14)), 0.0)
+    model = Line(torch.randn(2, 5, generator=torch.Generator().manual_seed(14)), 0.0)
     serves = {
         "fgsm", "bim", "ill", "pgd", "mifgsm", "nes", "evolution", "uniform-noise", "random-search", "sea",
         "sea-masked",

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from counting import PROBE, Counted
+from doubles import Line
 from stochade import Linf, evaluate
 from stochade.attacks import SEA, Custom, FixedFlips, Flips, MaskedSampling, ObliviousSEA, attack_codes, margin
 from stochade.attacks.base import Task
@@ -38,20 +39,6 @@ class Curved(nn.Module):
 
     def forward(self, z):
         return torch.sin(2 * z.flatten(1) @ self.a) @ self.b
-
-
-class Line(nn.Module):
-    """Logits (0, <w, z> + b)."""
-
-    scope = "none"
-
-    def __init__(self, w: torch.Tensor, b: float):
-        super().__init__()
-        self.w, self.b = w, b
-
-    def forward(self, z):
-        score = (z * self.w).flatten(1).sum(1) + self.b
-        return torch.stack([torch.zeros_like(score), score], 1)
 
 
 def images(count: int, pixels: int = 8, seed: int = 0) -> torch.Tensor:

@@ -20,39 +20,37 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) ->
     )
 
 
-class ResidualBlock(nn.Module):
-    """neurons(second(neurons(first(x))) + shortcut(x)): what is added are currents (Zheng et al. 2021)."""
+class _Block(nn.Module):
+    """Two convolutions with neurons beside a shortcut, which is a convolution of 1x1 where the shape changes."""
 
     scope = "composite"
+    fires = False  # whether neurons follow the shortcut's convolution
 
     def __init__(self, inputs: int, outputs: int, stride: int, make: Maker):
         super().__init__()
         self.first, self.fire1 = _convolution(inputs, outputs, stride), make()
         self.second, self.fire2 = _convolution(outputs, outputs), make()
-        same = inputs == outputs and stride == 1
-        self.shortcut = None if same else _convolution(inputs, outputs, stride, 1)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs or stride != 1:
+            beside = _convolution(inputs, outputs, stride, 1)
+            self.shortcut = nn.Sequential(beside, make()) if self.fires else beside
+
+
+class ResidualBlock(_Block):
+    """neurons(second(neurons(first(x))) + shortcut(x)): what is added are currents (Zheng et al. 2021)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = x if self.shortcut is None else self.shortcut(x)
-        return self.fire2(self.second(self.fire1(self.first(x))) + beside)
+        return self.fire2(self.second(self.fire1(self.first(x))) + self.shortcut(x))
 
 
-class SEWBlock(nn.Module):
+class SEWBlock(_Block):
     """neurons(second(neurons(first(x)))) + shortcut(x): what is added are spikes, so that a block can be the identity
     (ADD of Fang et al. 2021). Sums of spikes are small whole numbers."""
 
-    scope = "composite"
-
-    def __init__(self, inputs: int, outputs: int, stride: int, make: Maker):
-        super().__init__()
-        self.first, self.fire1 = _convolution(inputs, outputs, stride), make()
-        self.second, self.fire2 = _convolution(outputs, outputs), make()
-        same = inputs == outputs and stride == 1
-        self.shortcut = None if same else nn.Sequential(_convolution(inputs, outputs, stride, 1), make())
+    fires = True
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = x if self.shortcut is None else self.shortcut(x)
-        return self.fire2(self.second(self.fire1(self.first(x)))) + beside
+        return self.fire2(self.second(self.fire1(self.first(x)))) + self.shortcut(x)
 
 
 # block, channels of the stem, (channels, blocks) of every stage, hidden units before the head
