@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stochade import checkpoint
-from stochade.attacks import PGD, Linf
+from stochade.attacks import PGD, SEA, Flips, Linf
 from stochade.cli.main import _parse, main
 from stochade.cli.train import asked_for, parse_options, passes_of
 from stochade.errors import StochadeError, UsageError
@@ -20,6 +20,7 @@ from stochade.nn import LWTA
 from stochade.nn.reinforce import ReinforceBinary
 from stochade.registry import build
 from stochade.train import Adversarial, Cosine, Mixture, Penalised, Standard, Steps, lab_report_mixture
+from stochade.train.codes import AdversarialCodes
 from stochade.train.elbo import ELBO
 from stochade.train.reinforced import Reinforced
 from stochade.train.settings import named
@@ -51,6 +52,11 @@ def test_options_become_settings():
         "--adversarial", "pgd steps=7 eps=0.3", "--tau", "0.25", "--labels", "predicted", "--start", "5"
     )["objective"]
     assert attacked == Adversarial(PGD(Linf(0.3), 7, drop_fooled=False), 0.25, "predicted", 5)
+    on_codes = _parse(
+        ["train", "snn", "--out", "x", "--adversarial", "sea k=5 steps=3", "--tau", "0", "--start", "2"]
+    )
+    expected = AdversarialCodes(SEA(Flips(5, "signed"), 3, drop_fooled=False), 0.0, start=2)
+    assert on_codes._settings(build("snn"))["objective"] == expected
     assert settings("--mixture", "--threat", "linf=0.3")["objective"] == lab_report_mixture(Linf(0.3))
     assert settings("--schedule", "cosine", "--epochs", "7")["schedule"] == Cosine(7)
 
@@ -161,6 +167,8 @@ WRONG = {
     ("--setup", "pnj"): "did you mean 'pni'",
     ("--setup", "pni", "--mixture"): "one of --setup",
     ("--adversarial", "pgdd"): "attack",
+    ("--adversarial", "sea k=5"): "encoder",
+    ("--adversarial", "sea-oblivious"): "given codes",
     ("--adversarial", "pgd", "--tau", "2"): "weight",
     ("--adversarial", "pgd", "--labels", "no"): "labels",
     ("--adversarial", "pgd", "--start", "-1"): "epoch",

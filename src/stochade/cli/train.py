@@ -64,7 +64,7 @@ class Train:
     objective: str = "auto"
     """auto, standard, reinforced or elbo; auto takes what the model's layers ask for."""
     adversarial: str | None = None
-    """Train on this attack's images as well: "pgd steps=7"."""
+    """Train on this attack's images as well: "pgd steps=7"; or on its codes, behind an encoder: "sea k=5"."""
     clean_weight: Annotated[float, arg(aliases=["--tau"])] = 0.5
     """Weight of the clean loss beside the adversarial one (kubo2019, equation 2.29)."""
     labels: str = "true"
@@ -152,7 +152,7 @@ class Train:
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SETUPS)}"
             raise UsageError("a setup", repr(self.setup), hint)
         inner = self._inner(model)
-        setup = SETUPS[self.setup](inner) if self.setup else Setup(30, 50, 1e-3, self._attacked(inner))
+        setup = SETUPS[self.setup](inner) if self.setup else Setup(30, 50, 1e-3, self._attacked(inner, model))
         given = {"epochs": self.epochs, "batch": self.batch, "lr": self.rate}
         settings = setup.settings() | {key: value for key, value in given.items() if value is not None}
         if self.optimizer is not None or self.momentum is not None or self.weight_decay is not None:
@@ -176,19 +176,19 @@ class Train:
         name = asked_for(model) if self.objective == "auto" else self.objective
         return {"standard": Standard, "reinforced": Reinforced, "elbo": ELBO}[name]()
 
-    def _attacked(self, inner: Any) -> Any:
+    def _attacked(self, inner: Any, model: Any) -> Any:
         from stochade.attacks import parse_threat
-        from stochade.attacks.registry import parse_attack
         from stochade.attacks.transfer import for_transfer
-        from stochade.train import Adversarial, lab_report_mixture
+        from stochade.train import lab_report_mixture
+        from stochade.train.codes import adversarial_by, parse_for
 
         threat = parse_threat(self.threat)
         if self.mixture:
             return lab_report_mixture(threat, inner=inner)
         if self.adversarial is None:
             return inner
-        attack = for_transfer(parse_attack(self.adversarial, threat))  # nobody leaves early
-        return Adversarial(attack, self.clean_weight, self.labels, self.start, inner)
+        attack = for_transfer(parse_for(self.adversarial, threat, model))  # nobody leaves early
+        return adversarial_by(attack, self.clean_weight, inner, self.labels, self.start)
 
     def _cost(self, model: Any, images: Any, settings: dict[str, Any]) -> None:
         from stochade.evaluate import expected_seconds
