@@ -115,9 +115,9 @@ def markdown(result: dict) -> str:
     lines = [
         "# Cost of a training step of a spiking network",
         "",
-        f"Codes [N, {STEPS}, {', '.join(map(str, SIZE))}], one thread: CPU milliseconds of a step (forward, backward,",
-        "SGD) with this library and with the same network in SpikingJelly, which has no kernels on a CPU; ratio within",
-        "a round, median [least, most]. *Gap*: the largest difference of the first logits.",
+        f"Codes [N, {STEPS}, {', '.join(map(str, SIZE))}], one thread: CPU milliseconds of a step (forward,",
+        "backward, SGD) with this library and with the same network in SpikingJelly, which has no kernels on a CPU;",
+        "ratio within a round, median [least, most]. *Gap*: the largest difference of the first logits.",
         "",
         "| network | width | layers of neurons | N | stochade | SpikingJelly | times faster | gap |",
         "|-|-|-|-|-|-|-|-|",
