@@ -259,6 +259,35 @@ def test_every_listed_attack_and_model_can_be_built():
         assert build(name, (1, 8, 8), 10, **small(name)).description["model"] == name
 
 
+def test_measure_tells_and_keeps_what_the_functions_say(capsys, tmp_path):
+    import torch
+
+    from stochade import checkpoint, data
+    from stochade.metrics import accuracy_by_latency, spike_rates
+    from stochade.randomness import forked
+    from stochade.registry import build
+
+    with forked(0):
+        model = build("snn", (1, 8, 8), 10, steps=3)
+        for _ in range(20):
+            model(torch.rand(30, 1, 8, 8))
+    checkpoint.save(model.eval(), tmp_path / "snn")
+    where = str(tmp_path / "told.json")
+    arguments = ["--data", "digits", "--examples", "40", "--seed", "3", "--draws", "2", "--to", where, "--quiet"]
+    text = call(capsys, "measure", str(tmp_path / "snn"), *arguments)
+    told = json.loads((tmp_path / "told.json").read_text())
+    x, y = data.load("digits", "test").take(40, seed=3)[:]
+    assert told["spike rates"] == pytest.approx(spike_rates(model, x, seed=3))
+    assert told["accuracy by latency"] == pytest.approx(accuracy_by_latency(model, x, y, draws=2, seed=3))
+    assert f"{told['spike rates']['input']:.4f}" in text
+    assert "accuracy after step" in text
+    assert str(tmp_path) not in json.dumps(told["provenance"]["versions"])
+    for bad, words in ((["digits-mlp"], "encoder"), ([str(tmp_path / "snn"), "--draws", "0"], "draws")):
+        with pytest.raises(SystemExit):
+            main(["measure", *bad, "--quiet"])
+        assert words in capsys.readouterr().err
+
+
 def test_doctor(capsys):
     assert "torch" in call(capsys, "doctor")
 
