@@ -87,6 +87,12 @@ def test_the_attack_may_push_away_from_what_the_model_says():
         predicted = before(x).argmax(1)
     assert not torch.equal(predicted, y)
     assert torch.equal(told[0], attack_codes(SEA(flips_in(model, 2)), before, x, predicted, seed=1).attacked)
+    asked = []
+    before.network.register_forward_pre_hook(lambda _m, inputs: asked.append(inputs[0]))
+    for state in (3, 4):  # which class is asked for follows the seed, wherever the generators stand
+        with forked(state):
+            AdversarialCodes(SEA(flips_in(model, 2)), labels="predicted")(before, x, y, model=before, seed=1)
+    assert torch.equal(asked[0], asked[len(asked) // 2])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
