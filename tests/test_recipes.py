@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from stochade.errors import DataError, UsageError
+from stochade.attacks import SEA, Flips
+from stochade.errors import DataError, ModelError, UsageError
 from stochade.recipes import catalogue, claims, page, reproduce, tables
 from stochade.recipes.networks import parts_of
 from stochade.recipes.result import pooled
 from stochade.recipes.schema import SCALES, Training
+from stochade.registry import build
+from stochade.train.codes import AdversarialCodes
 from stochade.train.objectives import Adversarial
 from stochade.train.penalties import Penalised
 
@@ -188,6 +191,88 @@ def test_training_says_what_train_gets():
     assert parts_of(Training())["schedule"] is None
 
 
+def test_training_on_codes_takes_the_letters_of_the_encoder():
+    training = Training(adversarial="sea k=5 steps=3", tau=0.25, start=2)
+    for options, alphabet in (({"encoder": "rate"}, "binary"), ({}, "signed")):
+        objective = parts_of(training, build("snn", **options))["objective"]
+        assert objective == AdversarialCodes(SEA(Flips(5, alphabet), 3, drop_fooled=False), 0.25, start=2)
+    with pytest.raises(ModelError, match="encoder"):
+        parts_of(training, build("mlp"))
+
+
+CODES = """
+title = "Codes"
+paper = "mukhoty2025"
+place = "nowhere"
+claim = "None."
+
+[[network]]
+name = "rate"
+model = "snn"
+options = { encoder = "rate", width = 0.25 }
+training = { epochs = 1 }
+
+[[network]]
+name = "signed"
+model = "snn"
+options = { width = 0.25, encoder_options = { mean = 0.3 } }
+training = { epochs = 1, adversarial = "sea k=1", tau = 0.0 }
+
+[[attack]]
+name = "SEA"
+attack = "sea"
+norm = "flips"
+budgets = [10, 20]
+
+[[attack]]
+name = "fixed flips"
+attack = "sea-oblivious steps=1 draws=2"
+norm = "flips"
+budgets = [20]
+
+[scale.smoke]
+train = 50
+test = 8
+draws = 2
+flips = 0.145
+budgets = 3.0
+"""
+
+
+def test_flips_are_scaled_by_themselves_and_in_the_letters_of_each_row(tmp_path):
+    found = reproduce(tiny(CODES), "smoke", out=tmp_path, show_progress=False)
+    for name, alphabet in (("rate", (0, 1)), ("signed", (-1, 0, 1))):
+        for attack, k in (("SEA 10", 1), ("SEA 20", 3), ("fixed flips 20", 3)):
+            told = found.records[name].attacks[attack].info["attack"]["threat"]
+            assert (told["eps"], tuple(told["alphabet"])) == (k, alphabet)
+    for row in found.rows:
+        assert 0 <= row.scores["SEA", 20].value <= 1
+    assert "Flips per frame here: 1 for its 10, 3 for its 20" in tables.markdown(found)
+    assert tables.document(found)["flips_times"] == 0.145
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('norm = "flips"\nbudgets = [10, 20]', "budgets = [10, 20]", "flips per frame"),
+        ("budgets = [10, 20]", "budgets = [10.5]", "whole number"),
+        ('attack = "sea"', 'attack = "sea k=10"', "leave k out"),
+        ('attack = "sea"', 'attack = "sea-masked"', "leave k out"),
+        ('attack = "sea"', 'attack = "sea eps=0.1"', "eps"),
+        ('attack = "sea"', 'attack = "gaussian-noise"', "codes"),
+        ("sea k=1", "sea k=0.5", "number for k"),
+        ("sea k=1", "sea-oblivious k=1", "given codes"),
+        ('adversarial = "sea k=1"', 'adversarial = "sea k=1", objective = "mixture"', "without an objective"),
+        ("flips = 0.145", "flips = 0", "flips"),
+        ("flips = 0.145", "flip = 0.1", "flip"),
+    ],
+)
+def test_what_is_wrong_about_codes_is_named(old, new, told):
+    assert old in CODES
+    with pytest.raises(UsageError, match=told):
+        tiny(CODES.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -237,7 +322,6 @@ def test_bad_calls_are_refused_before_any_compute(tmp_path, monkeypatch):
 
 def test_rows_without_such_layers_are_attacked_through_their_own_gradient():
     from stochade.recipes.reproduce import _seen_by
-    from stochade.registry import build
 
     text = "pgd steps=5 backward=soft draws=2"
     assert _seen_by(text, build("2cnn-stochastic")) == text

@@ -9,7 +9,6 @@ from torch import nn
 
 from stochade import checkpoint
 from stochade.attacks import Attack, Descent
-from stochade.attacks.registry import parse_attack
 from stochade.attacks.threats import Linf
 from stochade.data import Images
 from stochade.describe import digest
@@ -17,10 +16,11 @@ from stochade.randomness import forked, seed_for
 from stochade.recipes.schema import Network, Recipe, Scale, Training
 from stochade.registry import build
 from stochade.train import train
+from stochade.train.codes import adversarial_by, parse_for
 from stochade.train.elbo import ELBO
 from stochade.train.extra_class import ExtraClass
 from stochade.train.mixture import Mixture
-from stochade.train.objectives import Adversarial, Standard, TrainingObjective
+from stochade.train.objectives import Standard, TrainingObjective
 from stochade.train.optimizers import optimizer_named
 from stochade.train.penalties import Penalised
 from stochade.train.reinforced import Reinforced
@@ -107,7 +107,7 @@ def _one(
     """A finished run is taken up with no epoch left to train."""
     history = train(
         model, images, validation, epochs=training.epochs, batch=training.batch, lr=training.lr, seed=seed,
-        out=folder, device=device, progress=show_progress, **parts_of(training),
+        out=folder, device=device, progress=show_progress, **parts_of(training, model),
     )  # fmt: skip
     facts = {"epochs": len(history.epochs), "best": history.best, "validation": history.best_accuracy}
     return Trained(name, seed, model.eval(), facts)
@@ -118,10 +118,11 @@ def _whole_batch(attack: Attack) -> Attack:
     return replace(attack, drop_fooled=False) if isinstance(attack, Descent) else attack
 
 
-def parts_of(training: Training) -> dict[str, Any]:
-    """The options of `train` that a recipe's training stands for."""
+def parts_of(training: Training, model: nn.Module | None = None) -> dict[str, Any]:
+    """The options of `train` that a recipe's training stands for; attacks on codes take the letters of the model's
+    encoder."""
     objective: TrainingObjective = ELBO() if training.elbo else Standard()
-    attacks = [_whole_batch(parse_attack(text, Linf(0.1))) for text in training.attacks()]
+    attacks = [_whole_batch(parse_for(text, Linf(0.1), model)) for text in training.attacks()]
     if training.objective == "reinforce":
         objective = Reinforced()
     elif training.objective == "extra-class":
@@ -131,7 +132,7 @@ def parts_of(training: Training) -> dict[str, Any]:
     elif training.objective:
         objective = SETUPS[training.objective](objective).objective
     elif attacks:
-        objective = Adversarial(attacks[0], training.tau, start=training.start, inner=objective)
+        objective = adversarial_by(attacks[0], training.tau, objective, start=training.start)
     if training.l1 or training.l2:
         objective = Penalised(objective, training.l1, training.l2)
     return {

@@ -160,7 +160,7 @@ def _attacked(
 ) -> dict[str, Records]:
     """Records of the test images under every attack, and of as many training images without one."""
     attacks = {
-        named(a, paper): parse_attack(_seen_by(a.attack, net.model), a.threat(here))  # type: ignore[arg-type]
+        named(a, paper): parse_attack(_seen_by(a.attack, net.model), a.threat(here, net.model))
         for a in recipe.attack
         for paper, here in budgets_of(a, settings)
     }

@@ -97,6 +97,8 @@ def named(attack: Attacked, budget: float) -> str:
 
 def budgets_of(attack: Attacked, settings: Scale) -> list[tuple[float, float]]:
     """(budget in the paper, budget here) of an attack at a scale."""
+    if attack.norm == "flips":
+        return [(b, max(1, round(b * settings.flips))) for b in attack.budgets]
     return [(b, b if attack.norm == "l0" else b * settings.budgets) for b in attack.budgets]
 
 

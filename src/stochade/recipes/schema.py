@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stochade.attacks.registry import parse_attack
-from stochade.attacks.threats import L0, L1, L2, Linf, Threat
+from stochade.attacks.threats import L0, L1, L2, Ball, Linf
 from stochade.errors import StochadeError, UsageError
 from stochade.registry import MODELS
+from stochade.train.codes import AdversarialCodes, flips_in, names_codes
 from stochade.train.schedules import parse_schedule
 
 SCALES = ("smoke", "small", "paper")
-NORMS = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+NORMS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -32,7 +33,8 @@ class Training(_Table):
     Attributes:
         epochs, batch, lr: as for `stochade.train.train`.
         optimizer: "adam" or "sgd". schedule: "", or as `stochade train --schedule` writes it.
-        adversarial: an attack with its options. tau: weight of the clean loss beside it. start: first epoch with it.
+        adversarial: an attack with its options, on images or (behind an encoder) on codes: "sea k=5". tau: weight of
+            the clean loss beside it. start: first epoch with it.
         objective: one of the papers' own by name, in place of `adversarial`; "mixture": every batch is clean with
             probability tau, else under one of the attacks of `adversarial`, which semicolons part.
         elbo: whether the divergences of LWTA layers join the loss.
@@ -64,7 +66,11 @@ class Training(_Table):
         try:
             parse_schedule(self.schedule or "constant", self.epochs)
             for text in self.attacks():
-                parse_attack(text, Linf(0.1))
+                attack = parse_attack(text, Linf(0.1))
+                if names_codes(text) and self.objective:
+                    raise ValueError(f"{text!r} trains on codes, without an objective beside it ({self.objective!r})")
+                if names_codes(text):
+                    AdversarialCodes(attack)
         except StochadeError as problem:
             raise ValueError(str(problem)) from None
         return self
@@ -130,21 +136,32 @@ class Network(_Table):
 
 
 class Attacked(_Table):
-    """One attack over budgets. `attack`: name and options as on the command line, without norm and eps."""
+    """One attack over budgets. `attack`: name and options as on the command line, without norm, eps and k.
+
+    The norm "flips" is for attacks on codes: budgets are flips per frame, in the letters of the row's encoder.
+    """
 
     name: str
     attack: str
-    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    norm: Literal["linf", "l2", "l1", "l0", "flips"] = "linf"
     budgets: Annotated[list[Positive], Field(min_length=1)]
 
-    def threat(self, budget: float) -> Threat:
+    def threat(self, budget: float, model: object = None) -> Ball:
+        """The threat for a model: its encoder says the letters of flips."""
+        if self.norm == "flips":
+            return flips_in(model, budget)
         return NORMS[self.norm](int(budget) if self.norm == "l0" else budget)
 
     @model_validator(mode="after")
     def _parses(self):
+        if names_codes(self.attack) and self.norm != "flips":
+            raise ValueError(f'{self.attack!r} attacks codes: norm = "flips", budgets in flips per frame')
         try:
             for budget in self.budgets:
-                parse_attack(self.attack, self.threat(budget))  # type: ignore[arg-type]
+                attack = parse_attack(self.attack, self.threat(budget))
+                told = any(word.startswith("k=") for word in self.attack.split())
+                if self.norm == "flips" and (told or getattr(attack.threat, "eps", None) != budget):
+                    raise ValueError(f"{self.attack!r} does not take its flips from budgets; leave k out")
         except StochadeError as problem:
             raise ValueError(str(problem)) from None
         return self
@@ -181,6 +198,7 @@ class Scale(_Table):
         draws: scoring draws. effort: of the audit ("none" leaves the adaptive column out).
         audited: test images of the audit, 0 for all.
         budgets: budgets of attacks and audit times this (other images, other budgets).
+        flips: the same for flips, to the nearest whole number >= 1: k of a smaller image.
         hidden: views that are left out.
         clutter: side of the canvas on which images are cluttered and translated; 0: as they are.
     """
@@ -193,6 +211,7 @@ class Scale(_Table):
     draws: Count = 20
     effort: Literal["none", "smoke", "small", "quick", "standard", "thorough"] = "standard"
     budgets: Positive = 1.0
+    flips: Positive = 1.0
     audited: Annotated[int, Field(ge=0)] = 0
     hidden: list[str] = []
     clutter: Annotated[int, Field(ge=0)] = 0

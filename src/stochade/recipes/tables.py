@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stochade.evaluate.intervals import Estimate
-from stochade.recipes.result import Reproduction, Row, claimed_number
+from stochade.recipes.result import Reproduction, Row, budgets_of, claimed_number
 from stochade.recipes.schema import Published
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
@@ -26,6 +26,7 @@ def document(r: Reproduction, shown: Sequence[Figure | Strip] = ()) -> dict[str,
         "data": r.data,
         "audit": None if r.recipe.audit is None else r.recipe.audit.model_dump(),
         "budgets_times": r.settings.budgets,
+        "flips_times": r.settings.flips,
         "rows": [_row(r, row) for row in r.rows],
         "published": [p.model_dump() for p in r.recipe.published],
         "transfer": None if r.matrix is None else _matrix(r),
@@ -143,8 +144,12 @@ def summary_table(r: Reproduction) -> Named:
             cells += [paper, cell(*here), cell(row.found)]
         rows.append(cells)
     times = r.settings.budgets
-    note = "" if times == 1 else f"Budgets here are {times:g} times those of the paper, which the tables name."
-    return "Published, replicated, adaptive", head, rows, note
+    notes = [] if times == 1 else [f"Budgets here are {times:g} times those of the paper, which the tables name."]
+    if r.settings.flips != 1 and any(a.norm == "flips" for a in r.recipe.attack):
+        ks = sorted({pair for a in r.recipe.attack if a.norm == "flips" for pair in budgets_of(a, r.settings)})
+        told = ", ".join(f"{here:g} for its {paper:g}" for paper, here in ks)
+        notes.append(f"Flips per frame here: {told}, because images are smaller.")
+    return "Published, replicated, adaptive", head, rows, " ".join(notes)
 
 
 def budget_tables(r: Reproduction) -> list[Named]:
