@@ -35,6 +35,8 @@ PEERS := .venv-peers-spiking
 $(PEERS)/.installed: constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" spikingjelly==2.0.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps snntorch==1.0.0 norse==1.1.0 nir==1.0.8 nirtorch==2.6
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS)/spikingjelly-0.0.0.0.14 spikingjelly==0.0.0.0.14
 	touch $@
 
 test-peers: $(STAMP) $(PEERS)/.installed

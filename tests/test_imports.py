@@ -25,6 +25,7 @@ ALLOWED = {
     "audit": GROUND | {"nn.discrete", "attacks", "evaluate"},
     "report": GROUND | {"evaluate", "audit"},
     "metrics": GROUND | {"nn"},
+    "adapters": GROUND | {"nn", "attacks"},
     "registry": GROUND | {"nn", "models"},
     "checkpoint": GROUND | {"nn.discrete", "registry", "models"},
     "train": GROUND | {"nn", "data", "attacks", "checkpoint"},
