@@ -5,6 +5,7 @@ from collections.abc import Callable
 from stochade.recipes.result import Reproduction
 from stochade.recipes.views.attacked import amplified, attack_pictures
 from stochade.recipes.views.boundaries import decision_regions, toy_regions
+from stochade.recipes.views.codes import code_transfer, label_leaking
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
 from stochade.recipes.views.dropped import dropped
@@ -31,6 +32,8 @@ VIEWS: dict[str, View] = {
     "activation-patterns": activation_patterns,
     "added-norms": added_norms,
     "amplified": amplified,
+    "code-transfer": code_transfer,
+    "label-leaking": label_leaking,
     "attack-pictures": attack_pictures,
     "decision-regions": decision_regions,
     "loss-landscape": loss_landscape,
