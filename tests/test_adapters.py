@@ -1,21 +1,24 @@
 """Adapters with stand-ins that have the traps of SpikingJelly, snnTorch and Norse; tests/peers has the real ones."""
 
+import ast
 import copy
 import pickle
-import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import stochade.adapters
 from stochade.adapters import ForeignSpike, Norse, SNNTorch, SpikingJelly, adapt, check_gradients
 from stochade.attacks import PGD, SEA, Backprop, Flips, Linf
 from stochade.attacks.codes import encode
 from stochade.errors import BudgetError, GradientError, ModelError, UsageError
 from stochade.nn import BernoulliRate, Surrogate, backward_as, discrete_layers, forward_as, scope_of, surrogates
 from stochade.randomness import fingerprint, forked, untouched
+from stochade.targets import load_target
 
 STEPS, CLASSES = 4, 5
 OWN = surrogates.gaussian(0.7)
@@ -573,8 +576,25 @@ def test_a_surrogate_of_ones_own(x, y):
 
 
 def test_the_libraries_are_not_imported():
-    code = (
-        "import sys, stochade.adapters; print([m for m in ('spikingjelly','snntorch','norse') if m in sys.modules])"
-    )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert loaded.strip() == "[]"
+    for path in Path(stochade.adapters.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names}.isdisjoint({"spikingjelly", "snntorch", "norse"}), path
+
+
+def test_the_command_line_takes_a_factory_that_returns_an_adapted_network(tmp_path, x, monkeypatch):
+    here = str(Path(__file__).parent)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    lines = [
+        "import sys",
+        f"sys.path.insert(0, {here!r})",
+        "import test_adapters as doubles",
+        "from stochade import adapters",
+    ]
+    lines += ["def build():", "    return adapters.adapt(doubles.jelly(), steps=4)"]
+    (tmp_path / "mine_adapted.py").write_text("\n".join(lines))
+    target = load_target(f"{tmp_path / 'mine_adapted.py'}:build")
+    assert target.about["class"] == "SpikingJelly"
+    assert not target.model.training
+    assert torch.equal(target.model(x), adapt(jelly(), steps=4)(x))
