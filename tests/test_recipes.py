@@ -257,6 +257,11 @@ def test_flips_are_scaled_by_themselves_and_in_the_letters_of_each_row(tmp_path)
         ('norm = "flips"\nbudgets = [10, 20]', "budgets = [10, 20]", "flips per frame"),
         ("budgets = [10, 20]", "budgets = [10.5]", "whole number"),
         ('attack = "sea"', 'attack = "sea k=10"', "leave k out"),
+        (
+            'attack = "sea"\nnorm = "flips"\nbudgets = [10, 20]',
+            'attack = "sea k=9"\nnorm = "flips"\nbudgets = [9]',
+            "leave k",
+        ),
         ('attack = "sea"', 'attack = "sea-masked"', "leave k out"),
         ('attack = "sea"', 'attack = "sea eps=0.1"', "eps"),
         ('attack = "sea"', 'attack = "gaussian-noise"', "codes"),

@@ -18,6 +18,7 @@ from stochade.recipes.views.patterns import activation_patterns
 from stochade.recipes.views.pictures import distances, perturbations
 from stochade.recipes.views.probabilities import predicted_probabilities
 from stochade.recipes.views.probes import gate_probes
+from stochade.recipes.views.spiking import latencies, spike_rate_table
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.recipes.views.timing import time_per_image
 from stochade.recipes.views.toy import toy_gates
@@ -34,6 +35,8 @@ VIEWS: dict[str, View] = {
     "amplified": amplified,
     "code-transfer": code_transfer,
     "label-leaking": label_leaking,
+    "latencies": latencies,
+    "spike-rates": spike_rate_table,
     "attack-pictures": attack_pictures,
     "decision-regions": decision_regions,
     "loss-landscape": loss_landscape,
