@@ -559,12 +559,13 @@ def test_an_example_counts_only_when_no_draw_gives_a_gradient():
 
         def forward(self, x):
             self.calls += 1
-            return x.flatten(1) * (self.calls > 2)
+            return x.flatten(1) * (torch.arange(len(x)) == self.calls - 1)[:, None]  # example i in call i
 
     x, y = torch.rand(4, 3), torch.zeros(4).long()
-    assert not check_gradients(Sometimes(), x, y).any()
-    with pytest.raises(GradientError):
-        check_gradients(Sometimes(), x, y, draws=2)
+    assert check_gradients(Sometimes(), x, y).tolist() == [False] * 3 + [True]
+    assert check_gradients(Sometimes(), x, y, draws=2).tolist() == [False] * 2 + [True] * 2
+    with pytest.raises(GradientError, match="3 of 4"):
+        check_gradients(Sometimes(), x, y, draws=1, share=0.75)
 
 
 def test_a_surrogate_of_ones_own(x, y):
