@@ -378,6 +378,20 @@ def test_neurons_that_cannot_be_swapped_are_named(x):
         model(x)
 
 
+class DeafNode(JellyNode):
+    """A kernel of its own, with no word about it."""
+
+    def one(self, x):
+        return Fire()(x - 1)
+
+
+def test_kernels_that_ignore_a_swap_are_refused(x):
+    model = adapt(jelly(node=DeafNode), steps=STEPS)
+    model(x)
+    with pytest.raises(ModelError, match="DeafNode, whose kernel"), backward_as(model, {"*": "atan"}):
+        model(x)
+
+
 def test_a_swap_stays_in_this_network(x, y):
     """Norse's surrogate is a global function: only this network's neurons may see another one."""
     model, other = made("norse"), made("norse")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stochade.errors import UsageError
+from stochade.errors import ModelError, UsageError
 from stochade.nn import surrogates
 from stochade.nn.adaptive import PerForward
 from stochade.nn.discrete import Discrete, Surrogate
@@ -45,6 +45,7 @@ class ForeignSpike(Discrete):
         table |= {"atan": surrogates.atan(2.0), "triangle": surrogates.triangle(1.0)}
         table |= {"rectangle": surrogates.rectangle(1.0)}
         super().__init__(Surrogate(own, "the library's own"), table, {"warm": _warm})
+        self.asked = False  # since the last `put_in`
         self._own = (own,)  # not a child: the modules inside stay where the library has them
 
     @property
@@ -71,6 +72,7 @@ class ForeignSpike(Discrete):
 
     def instead(self, x: Tensor, hard: Tensor | None) -> Tensor:
         """What the attacker has put in, at u = x; `hard` are the spikes, the library's where None."""
+        self.asked = True
         if isinstance(self._backward, PerForward | surrogates.Whole):
             raise UsageError(
                 "a backward of one step, such as 'atan' or surrogates.triangle()",
@@ -118,7 +120,11 @@ def find_slots(model: nn.Module, attribute: str) -> list[Slot]:
 
 @contextmanager
 def put_in(slots: Sequence[Slot]) -> Iterator[None]:
-    """The swapped ones of these spikes in their neurons, for the length of the block."""
+    """The swapped ones of these spikes in their neurons, for the length of the block.
+
+    Raises:
+        ModelError: at the end, where a neuron never asked for the spikes that were put in.
+    """
     undo: list[tuple[dict, str, Any]] = []
     try:
         for slot in slots:
@@ -128,7 +134,14 @@ def put_in(slots: Sequence[Slot]) -> Iterator[None]:
                 place: dict = modules if slot.attribute in modules else vars(slot.neuron)
                 undo.append((place, slot.attribute, place[slot.attribute]))
                 place[slot.attribute] = slot.made(slot.spike, place[slot.attribute])
+                slot.spike.asked = False
         yield
+        deaf = sorted({type(slot.neuron).__name__ for slot in slots if slot.spike.swapped and not slot.spike.asked})
+        if deaf:
+            raise ModelError(
+                "neurons that all take another backward", f"{', '.join(deaf)}, whose kernel never asks for it",
+                "attack with the network's own backward, and take out neurons that the network does not use",
+            )  # fmt: skip
     finally:
         for place, name, value in reversed(undo):
             place[name] = value
