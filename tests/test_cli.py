@@ -282,6 +282,9 @@ def test_measure_tells_and_keeps_what_the_functions_say(capsys, tmp_path):
     assert f"{told['spike rates']['input']:.4f}" in text
     assert "accuracy after step" in text
     assert str(tmp_path) not in json.dumps(told["provenance"]["versions"])
+    attacks = ["--attacks", "sea k=2", "sea-oblivious k=2 draws=2", "fgsm", "--examples", "10", "--draws", "1"]
+    told = call(capsys, "attack", str(tmp_path / "snn"), "--data", "digits", *attacks, "--quiet")
+    assert "flips 2 per frame" in told, "in the letters of the encoder"
     for bad, words in ((["digits-mlp"], "encoder"), ([str(tmp_path / "snn"), "--draws", "0"], "draws")):
         with pytest.raises(SystemExit):
             main(["measure", *bad, "--quiet"])

@@ -69,7 +69,7 @@ class Attack:
                 models[name] = load_target(name, seed=0, device=o.device, show_progress=not o.quiet).model
             return models[name]
 
-        table_of = self._named(threat, load)
+        table_of = self._named(threat, load, target.model)
         images, labels, facts = common.load_images(self.images, target.data, o.seed)
         if o.dry_run:
             with progress("timing one pass", shown=not o.quiet):
@@ -82,12 +82,15 @@ class Attack:
         )  # fmt: skip
         print(table(records, self.format))
 
-    def _named(self, threat: Any, load: Callable[[str], Any] | None = None) -> dict[str, Any]:
-        """Every attack at the threat, and at each further budget; without `load` only to see that they make sense."""
+    def _named(self, given: Any, load: Callable[[str], Any] | None = None, model: Any = None) -> dict[str, Any]:
+        """Every attack at the threat, and at each further budget; without `load` only to see that they make sense.
+        Attacks on codes take the letters of the model's encoder."""
         from stochade.attacks.registry import parse_attack
+        from stochade.train.codes import flips_in, names_codes
 
         found = {}
         for text in self.attacks:
+            threat = flips_in(model) if names_codes(text) else given
             found[text] = parse_attack(text, threat, load)
             if self.budgets and " eps=" in text:
                 raise UsageError("no eps= in attacks beside --budgets", repr(text), "leave one of them out")

@@ -1,6 +1,7 @@
 """Training: `train(model, train_images, validation_images, epochs=...)`."""
 
 from stochade.train.checks import LabelledImages
+from stochade.train.codes import AdversarialCodes
 from stochade.train.loop import History, train
 from stochade.train.mixture import Mixture
 from stochade.train.objectives import Adversarial, Measured, Standard, TrainingObjective, adversarial, standard
@@ -10,12 +11,16 @@ from stochade.train.reinforced import Reinforced
 from stochade.train.schedules import Constant, Cosine, Halving, Steps, parse_schedule
 from stochade.train.setups import SETUPS, Setup, lab_report_mixture
 from stochade.train.state import Epoch
+from stochade.train.temporal import TET, Distilled
 
 __all__ = [
     "SETUPS",
+    "TET",
     "Adversarial",
+    "AdversarialCodes",
     "Constant",
     "Cosine",
+    "Distilled",
     "Epoch",
     "Halving",
     "History",
