@@ -182,6 +182,18 @@ def test_what_makes_no_sense_is_named():
         linear_covariance(torch.eye(4), x[0], "rs", -1)
     with pytest.raises(ImagesError, match="pixels"):
         linear_covariance(torch.eye(3), x[0], "rs", 1)
+    with pytest.raises(UsageError, match="weight"):
+        linear_covariance(torch.ones(4), x[0], "poisson")
+    with pytest.raises(ImagesError, match="one image"):
+        sampled_covariance(BernoulliRate(1), torch.eye(3), x[0], 5)
+    assert sampled_covariance(BernoulliRate(1), torch.ones(1, 4), x[0], 5).shape == (1, 1)
+    for bad in (x * 5, x * float("nan")):
+        with pytest.raises(ImagesError, match=r"\[0,1\]"):
+            spike_rates(model, bad)
+    with pytest.raises(LabelsError, match="whole"):
+        accuracy_by_latency(model, x, torch.zeros(2))
+    with pytest.raises(BudgetError, match="picojoules"):
+        energy([], mac=-1)
     with pytest.raises(BudgetError, match="percent"):
         tradeoff(90.0, 0.2, 8)
     with pytest.raises(BudgetError, match="budget"):

@@ -127,6 +127,10 @@ def test_what_cannot_be_built_is_named():
         spiking_vgg((1, 8, 8), 10, encoder="poisson")
     with pytest.raises(UsageError, match="options of the encoder"):
         spiking_vgg((1, 8, 8), 10, encoder_options={"sigma": 1})
+    with pytest.raises(UsageError, match="encoder_options="):
+        spiking_vgg((1, 8, 8), 10, encoder="rsc-i")
+    with pytest.raises(UsageError, match="by name"):
+        spiking_vgg((1, 8, 8), 10, encoder_options=["sigma"])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="neurons"):
         spiking_vgg((1, 8, 8), 10, neuron="plif")
     with pytest.raises(UsageError, match="surrogate"):

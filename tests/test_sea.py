@@ -1,7 +1,7 @@
 """Sparse encoding attacks: the paper's step in plain loops, iterated, fixed before the encoding, sampled, aggregated;
 scores of attacks on codes against enumeration of every encoding."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -425,3 +425,15 @@ def test_parts_are_refused():
     with pytest.raises(BudgetError, match="given codes"):
         FixedFlips(1).start(torch.zeros(1, 1, 2), Stream(0, torch.arange(1)))
     assert SEA(3).threat == Flips(3)
+
+
+def test_without_a_budget_one_step_changes_whatever_gains():
+    """What a step gains to first order never falls with the budget, and inf is the largest."""
+    w = torch.linspace(-1, 1, 12).view(3, 4)
+    codes = (torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    y = torch.zeros(5, dtype=torch.long)
+    network = Line(w, 0.0)
+    gains = [network(SEA(Flips(k))(network, codes, y))[:, 1] for k in (0, 1, 2, 4, float("inf"))]
+    assert all(bool((b >= a).all()) for a, b in pairwise(gains))
+    best = torch.where(w > 0, 1.0, 0.0).expand_as(codes)
+    torch.testing.assert_close(gains[-1], network(best)[:, 1])

@@ -74,17 +74,31 @@ def test_a_row_as_often_asked_as_the_batch_is_long_keeps_its_label(monkeypatch):
     assert torch.equal(batch.inputs[-1:], alone.inputs)
 
 
-def test_a_model_whose_answers_depend_on_the_batch_is_asked_one_by_one(monkeypatch):
+@pytest.mark.parametrize("kind", ["length", "place"])
+def test_a_model_whose_answers_depend_on_the_batch_is_asked_one_by_one(monkeypatch, kind):
     class Scaled(Counted):
         scope = "unknown"
 
         def forward(self, x):
-            return super().forward(x) * len(x)
+            place = torch.arange(1, len(x) + 1, dtype=x.dtype)[:, None]
+            return super().forward(x) * (len(x) if kind == "length" else place)
 
     ours, fast = attempt(monkeypatch, Linf(0.001), 1, 64, Scaled, queries=100)
     single, slow = attempt(monkeypatch, Linf(0.001), 1, 1, Scaled, queries=100)
     assert torch.equal(ours.inputs, single.inputs)
     assert fast == slow + 2, "one batch that is thrown away, and the check"
+
+
+def test_a_model_that_depends_on_long_batches_only_is_found_out_when_they_come(monkeypatch):
+    class Long(Counted):
+        scope = "unknown"
+
+        def forward(self, x):
+            return super().forward(x) * (3 if len(x) > 20 else 1)
+
+    ours, _ = attempt(monkeypatch, Linf(0.001), 1, 64, Long, queries=300)
+    single, _ = attempt(monkeypatch, Linf(0.001), 1, 1, Long, queries=300)
+    assert torch.equal(ours.inputs, single.inputs)
 
 
 def test_plateaus_are_crossed_as_one_by_one(monkeypatch):

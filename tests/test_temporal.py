@@ -94,6 +94,11 @@ def test_bad_numbers_and_models_are_named():
     with pytest.raises(ModelError, match="over time"):
         TET()(nn.Flatten(), x, y, model=nn.Flatten(), seed=0)
     model = problem()[0]
+    from stochade.models.encoded import Aggregated
+
+    several = Aggregated(model, 2)
+    with pytest.raises(ModelError, match="one encoding"):
+        TET()(several, x, y, model=several, seed=0)
     with pytest.raises(LogitsError, match="teacher"):
         Distilled(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))(model, x, y, model=model, seed=0)
 

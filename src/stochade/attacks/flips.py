@@ -42,10 +42,15 @@ class Flips(Ball):
     name = "flips"
 
     def __post_init__(self):
+        number = isinstance(self.eps, int | float) and not isinstance(self.eps, bool)
+        if not number or not self.eps >= 0 or (math.isfinite(self.eps) and self.eps != int(self.eps)):
+            raise BudgetError(
+                "a whole number of flips >= 0, or inf", repr(self.eps), "Flips(k) counts, it has no scale"
+            )
         super().__post_init__()
-        if math.isfinite(self.eps) and self.eps != int(self.eps):
-            raise BudgetError("a whole number of flips", repr(self.eps), "Flips(k) counts, it has no scale")
-        given = ALPHABETS.get(self.alphabet) if isinstance(self.alphabet, str) else tuple(self.alphabet)
+        named = self.alphabet if isinstance(self.alphabet, str) else None
+        letters = tuple(self.alphabet) if isinstance(self.alphabet, Sequence) else ()
+        given = ALPHABETS.get(named) if named is not None else letters
         if given not in ALPHABETS.values():
             raise BudgetError("an alphabet (0, 1) or (-1, 0, 1)", repr(self.alphabet), "or 'binary', 'signed'")
         object.__setattr__(self, "alphabet", ALPHABETS["binary" if given == BINARY else "signed"])
@@ -174,7 +179,7 @@ class Flips(Ball):
         return f"{kind} {self.eps:.4g} {'per frame' if self.per == 'frame' else 'in total'}"
 
 
-def refuse_codes(threat: object, attack: str) -> None:
-    """BudgetError for attacks that move between letters, where a code has nothing."""
+def refuse_codes(threat: object, attack: str, hint: str = "for codes there are SEA and RandomSearch") -> None:
+    """BudgetError for what moves between letters, where a code has nothing, or takes images only."""
     if isinstance(threat, Flips):
-        raise BudgetError(f"a threat on images for {attack}", str(threat), "for codes there are SEA and RandomSearch")
+        raise BudgetError(f"a threat on images for {attack}", str(threat), hint)

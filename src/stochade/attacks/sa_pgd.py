@@ -61,9 +61,9 @@ class SAPGD(APGD):
     """
 
     def __post_init__(self):
-        super().__post_init__()
         if not isinstance(self.threat, Linf):
             raise BudgetError("Linf for SA-PGD", repr(self.threat), "APGD takes l2 and l1 too")
+        super().__post_init__()
         if self.wide:
             raise BudgetError("wide=False for SA-PGD", "wide=True")
 

@@ -16,6 +16,7 @@ from stochade.attacks.flips import Flips
 from stochade.attacks.gradients import Backprop, Gradient, _whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy
+from stochade.attacks.threats import Threat
 from stochade.errors import BudgetError
 
 
@@ -37,6 +38,10 @@ class CodeDescent(Descent):
     def __post_init__(self):
         super().__post_init__()
         need_flips(self.threat, "the sparse encoding attack")
+
+    def step(self, threat: Threat) -> float | Tensor | None:
+        """Without a budget every letter may change in a step: what is best to first order."""
+        return None if self.step_size is None and threat.size == float("inf") else super().step(threat)
 
     def search(self, task: Task) -> Attempt:
         return super().search(task if task.start is not None else replace(task, start=task.x))

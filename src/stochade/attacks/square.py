@@ -112,8 +112,7 @@ class Square(Attack):
             x = patches.start(threat, x0, stream)
         values, logits = self._look(ledger, x, rows)
         value = values.mean(0)
-        weight, apart = torch.full_like(value, len(values)), True if ledger.tiled else None
-        state = _State(rows, stream, threat, x0, x.clone(), value, weight, apart)
+        state = _State(rows, stream, threat, x0, x.clone(), value, torch.full_like(value, len(values)))
         self._leave(ledger, state, torch.arange(len(rows), device=rows.device), x, logits, value, self.queries - 1)
         query, ahead, pace = 1, 1, {}
         while query < self.queries and len(state.rows):
@@ -121,7 +120,7 @@ class Square(Attack):
             width = min(ahead, AHEAD // len(state.rows), self.queries - query)
             while width > 1 and self.side(query + width - 2) != share:
                 width -= 1
-            if width > 1 and share in pace and ledger.watch.deterministic and state.apart is not False:
+            if width > 1 and share in pace and ledger.watch.deterministic and state.apart:
                 used, quiet = self._look_ahead(ledger, state, query, width, pace[share])
                 query, ahead = query + used, min(2 * ahead, AHEAD) if quiet else max(1, ahead // 2)
                 continue
@@ -159,8 +158,9 @@ class Square(Attack):
 
     def _look_ahead(self, ledger: Ledger, state: "_State", query: int, width: int, pace: int) -> tuple[int, bool]:
         """Several queries in one forward, as if each but the first came after the ones before: they do, as long as
-        nothing replaces an incumbent. The first time, a model of unknown scope is asked the first of them alone too:
-        one whose answers depend on the rest of the batch is asked one by one from then on.
+        nothing replaces an incumbent. The first time, and whenever the batch is longer than any before, a model of
+        unknown scope is asked the last of them alone too: one whose answers depend on the rest of the batch is asked
+        one by one from then on.
 
         Args:
             width: queries that are asked, all with windows of one size. pace: numbers that a proposal draws.
@@ -172,9 +172,10 @@ class Square(Attack):
         index = torch.arange(n, device=state.rows.device).repeat(width)
         new = patches.propose(state.threat.rows(index), state.x[index], state.x0[index], draw, self.side(query - 1))
         values, logits = self._look(ledger, new, state.rows[index])
-        if state.apart is None:
-            alone = ledger.logits(new[:n], state.rows, 1)
-            state.apart = torch.allclose(alone, logits[:, :n], rtol=1e-3, atol=1e-5)
+        if not ledger.tiled and len(new) > state.together:
+            alone = ledger.logits(new[-n:], state.rows, 1)
+            state.apart = torch.allclose(alone, logits[:, -n:], rtol=1e-3, atol=1e-5)
+            state.together = len(new)
         if not (state.apart and ledger.watch.deterministic):  # the proposals are made again, one by one
             return 0, False
         value = values.mean(0).view(width, n)
@@ -239,7 +240,7 @@ class Square(Attack):
 class _State:
     """The examples that are still attacked: rows [n] of the batch, the best point x of each so far (the incumbent),
     its mean objective and the draws that this mean rests on; apart: whether the model's answer for an example is
-    known to be the same in any batch (None: not asked yet)."""
+    the same in any batch, as far as `together` images in one have shown."""
 
     rows: Tensor
     stream: Stream
@@ -248,7 +249,8 @@ class _State:
     x: Tensor
     value: Tensor
     weight: Tensor
-    apart: bool | None = None
+    apart: bool = True
+    together: int = 0
 
     def take(self, index: Tensor, x: Tensor, value: Tensor, draws: int) -> None:
         """New incumbents."""

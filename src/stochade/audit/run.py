@@ -9,6 +9,7 @@ import torch
 
 from stochade.attacks.base import Attack, FromProbabilities
 from stochade.attacks.descent import Descent
+from stochade.attacks.flips import refuse_codes
 from stochade.attacks.gradients import Model, _whole
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball
@@ -84,6 +85,7 @@ def audit(
     """
     claims.check_claim(claim)
     claimed, threat = claims.claimed_attack(claim_attack, threat)
+    refuse_codes(threat, "an audit", "attacks on codes are scored by evaluate, or by `stochade attack`")
     if threat.eps == 0:
         raise BudgetError("a budget above 0", "0", "an audit without a budget is the clean accuracy: use evaluate")
     strength = plan.effort_of(effort)

@@ -80,4 +80,5 @@ class Reproduce:
         words += [f"{self.seeds} seeds"] if self.seeds else []
         words += [f"rows {' '.join(self.rows)}"] if self.rows else []
         words += [f"data {Path(self.data).name}"] if self.data else []
+        words += [f"models {' '.join(self.models)}"] if self.models else []
         return slug(", ".join(words)) if words else ""

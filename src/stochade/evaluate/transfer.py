@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stochade.attacks.base import Attack
+from stochade.attacks.flips import refuse_codes
 from stochade.attacks.gradients import Model
 from stochade.attacks.transfer import for_transfer
 from stochade.errors import ModelError, RecordsError
@@ -124,6 +125,9 @@ def transfer_matrix(
         raise ModelError("models by distinct names", f"{list(models)} and {list(sources or {})}")
     if not isinstance(attack, Attack):
         raise ModelError("an attack such as PGD(Linf(0.3))", repr(attack), "pass attack=")
+    refuse_codes(
+        attack.threat, "a transfer matrix", "attacked codes are no images to pass on; score them by evaluate"
+    )
     attack, folder = for_transfer(attack), None if out is None else Path(out)
     examples = len(Source(images, labels, 1))
     options = {"draws": draws, "seed": seed} | options

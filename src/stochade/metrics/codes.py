@@ -48,17 +48,15 @@ def linear_covariance(weight: Tensor, x: Tensor, kind: str, sigma: float = 0.0, 
         weight: W [M, d]. x: the pixels [...] of one image, d in all. sigma: standard deviation of "rs".
 
     Raises:
-        UsageError: another kind. BudgetError: sigma below 0. ImagesError: pixels outside [0, 1] or not d of them.
+        UsageError: another kind, or a weight that is no matrix. BudgetError: sigma below 0. ImagesError: pixels
+            outside [0, 1] or not d of them.
     """
     if kind not in ("poisson", "rs"):
         raise UsageError('kind "poisson" or "rs"', repr(kind))
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
         raise BudgetError("a standard deviation >= 0", repr(sigma))
+    _fitting(weight, x)
     w, pixels = weight.double(), x.double().flatten()
-    if w.dim() != 2 or w.shape[1] != len(pixels) or not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise ImagesError(
-            f"{w.shape[-1]} pixels in [0, 1] for a weight [M, {w.shape[-1]}]", f"{list(x.shape)}, or values outside"
-        )
     if kind == "poisson":
         variance = pixels * (1 - pixels)
     elif clamp and sigma > 0:
@@ -93,11 +91,21 @@ def sampled_covariance(encoder: nn.Module, weight: Tensor, x: Tensor, draws: int
         BudgetError: fewer than two draws.
     """
     _whole(draws, 2)
+    _fitting(weight, x)
     with untouched(encoder):
         reseed(seed)
         encoder.eval()
         codes = encoder(x.expand(draws, *x.shape))[:, 0].flatten(1).double()
-    return torch.cov((codes @ weight.double().T).T)
+    return torch.atleast_2d(torch.cov((codes @ weight.double().T).T))
+
+
+def _fitting(weight: Tensor, x: Tensor) -> None:
+    """Raises unless the weight is a matrix and x has as many pixels in [0, 1] as it has columns."""
+    if weight.dim() != 2:
+        raise UsageError("a weight [M, d]", f"{list(weight.shape)}")
+    if weight.shape[1] != x.numel() or not bool(((x >= 0) & (x <= 1)).all()):
+        got = f"{list(x.shape)}" + (", values outside" if weight.shape[1] == x.numel() else "")
+        raise ImagesError(f"one image of {weight.shape[1]} pixels in [0, 1] for a weight {list(weight.shape)}", got)
 
 
 def tradeoff(clean: float, attacked: float, budget: float) -> float:

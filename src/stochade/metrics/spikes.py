@@ -66,6 +66,9 @@ def _images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor) or images.dim() < 2 or not len(images) or not images.is_floating_point():
         got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ImagesError("float images [N,C,H,W] in [0,1], at least one", got)
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        low, high = float(images.min()), float(images.max())
+        raise ImagesError("images in [0,1]", f"values in [{low:.4g}, {high:.4g}]", "divide by 255, and leave out NaN")
     return images
 
 
@@ -152,7 +155,13 @@ def energy(counted: Sequence[Operations], mac: float = MAC_PICOJOULES, ac: float
 
     An estimate by arithmetic alone (45 nm, Horowitz 2014), without memory traffic, neurons or leakage: for comparing
     networks, not for planning power.
+
+    Raises:
+        BudgetError: a cost that is negative or no number.
     """
+    for name, value in (("mac", mac), ("ac", ac)):
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise BudgetError(f"picojoules >= 0 for {name}", repr(value))
     return {
         "spiking": sum(o.active * (ac if o.spikes else mac) for o in counted) * 1e-6,
         "dense": sum(o.dense for o in counted) * mac * 1e-6,
@@ -181,8 +190,9 @@ def accuracy_by_latency(
     if over_time is None:
         raise ModelError("a network over time (stochade.nn.over_time.OverTime)", type(network).__name__)
     images = _images(images)
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1]:
-        raise LabelsError(f"labels [{len(images)}]", f"{getattr(labels, 'shape', labels)}")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        raise LabelsError(f"whole labels [{len(images)}]", got)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise BudgetError("at least one draw", repr(draws))
     right: Tensor | float = 0.0
@@ -194,4 +204,4 @@ def accuracy_by_latency(
                 logits = over_time(encoder(part))  # means rank classes as sums do
                 right = right + (logits.double().cumsum(0).argmax(-1) == y).sum(1)
     assert isinstance(right, Tensor)
-    return (right / (draws * len(images))).tolist()
+    return (right.double() / (draws * len(images))).tolist()

@@ -59,7 +59,7 @@ def neuron_maker(name: str, options: Options | None = None) -> Callable[[], Spik
     """
     if name not in NEURONS:
         raise UsageError(f"neurons among {list(NEURONS)}", repr(name))
-    given = dict(options or {})
+    given = _mapping(options, f"{name!r} neurons", '{"decay": 0.5}')
     if isinstance(given.get("surrogate"), str):
         if given["surrogate"] not in SURROGATES:
             raise UsageError(f"a surrogate among {list(SURROGATES)}", repr(given["surrogate"]))
@@ -80,10 +80,21 @@ def encoder_named(name: str, steps: int, options: Options | None = None) -> nn.M
     """
     if name not in ENCODERS:
         raise UsageError(f"an encoder among {list(ENCODERS)}", repr(name))
+    given = _mapping(options, f"the encoder {name!r}", '{"sigma": 0.1}')
     try:
-        return ENCODERS[name](steps=steps, **dict(options or {}))
+        return ENCODERS[name](steps=steps, **given)
     except TypeError as error:
-        raise UsageError(f"options of the encoder {name!r}", f"{dict(options or {})} ({error})") from None
+        hint = """for example encoder_options={"sigma": 0.1} for rsc-i, {"mean": 0.5} for srate"""
+        raise UsageError(f"options of the encoder {name!r}", f"{given} ({error})", hint) from None
+
+
+def _mapping(options: object, whose: str, example: str) -> dict[str, Any]:
+    """Options as a dictionary; UsageError for anything else."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise UsageError(f"options of {whose} by name", repr(options), f"for example {example}")
+    return dict(options)
 
 
 def initialise(body: nn.Module, threshold: float = 1.0) -> None:

@@ -57,7 +57,12 @@ def as_mean(mean: Mean | None) -> Tensor | None:
     """A mean as it is taken off images: a number, [C] (as [C,1,1]), [C,1,1] or [C,H,W], in [0, 1]; None for none."""
     if mean is None:
         return None
-    value = torch.as_tensor(mean, dtype=torch.float32).detach().clone()
+    try:
+        value = torch.as_tensor(mean, dtype=torch.float32).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        value = torch.empty(0, 0)
+    if isinstance(mean, bool) or value.dim() == 2:
+        raise UsageError("a mean in [0, 1]: a number, [C] or [C,H,W]", repr(mean), "mean_over(images) gives one")
     value = value[:, None, None] if value.dim() == 1 else value
     if value.dim() not in (0, 3) or not bool(((value >= 0) & (value <= 1)).all()):
         got = f"shape {list(value.shape)}" if value.dim() not in (0, 3) else f"{mean!r}"

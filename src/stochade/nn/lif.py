@@ -157,6 +157,8 @@ class IF(SpikingNeuron):
 
 
 def _checked(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise ModelError("floating-point inputs [T, N, ...]", type(x).__name__, "a tensor")
     if x.ndim < 2 or len(x) < 1 or not x.is_floating_point():
         raise ModelError(
             "floating-point inputs [T, N, ...] with at least one step", f"{x.dtype} {list(x.shape)}",

@@ -4,7 +4,7 @@
 
 with v[-1] = 0. The operation keeps its input for the backward and nothing else: potentials are worked out again, a
 block of neurons at a time, in compiled kernels where they can be had (`native/lif.c`). Spikes are the loop's bit for
-bit.
+bit, as long as potentials are finite.
 """
 
 from collections.abc import Callable, Iterator, Sequence

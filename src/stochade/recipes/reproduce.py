@@ -141,7 +141,9 @@ def reproduce(
         "provenance": {k: v for k, v in provenance().items() if k != "command"},  # the one below names no folders
         "command": shlex.join(
             ["stochade", "reproduce", found.name, "--scale", scale, *(["--seeds", str(seeds)] if seeds else []),
-             *(["--rows", *rows] if only else [])]
+             *(["--seed", str(seed)] if seed else []), *(["--data", Path(data).name] if data else []),
+             *(["--rows", *rows] if only else []),
+             *(["--models", *(f"{name}=TARGET" for name in models)] if models else [])]
         ),
     }  # fmt: skip
     records = {name: all_seeds[0]["test"] for name, all_seeds in parts.items()}

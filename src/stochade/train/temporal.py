@@ -78,6 +78,12 @@ class TET:
             logits = forward(x)
         over_time = told[0]
         steps = len(over_time)
+        if over_time.shape[1] != len(y):
+            raise ModelError(
+                f"logits over time of {len(y)} images",
+                f"{over_time.shape[1]}",
+                "train one encoding, aggregate afterwards",
+            )
         ce = F.cross_entropy(over_time.flatten(0, 1), y.repeat(steps))
         terms = {"ce": (1 - self.weight) * ce}
         if self.weight:
