@@ -27,14 +27,12 @@ from stochade.attacks import (
     margin,
     sweep,
 )  # fmt: skip
-from stochade.attacks.base import Task
 from stochade.attacks.descent import least_likely_targets
 from stochade.attacks.fooled import LEVEL, LIMIT, draws_needed
-from stochade.attacks.ledger import Ledger
 from stochade.errors import BudgetError
 from stochade.models.known_answer import CoinFlip, KnownAnswer, Linear, NoisyLinear
 from stochade.nn.discrete import Scope
-from stochade.randomness import FrozenNoise, Stream, forked
+from stochade.randomness import FrozenNoise, forked
 
 THREATS = [Linf(0.15), Linf(0.0), Linf(float("inf")), L2(0.4), L2(1.5), L1(0.8), L1(3.0), L0(2), L0(5)]
 ITERATED: dict[str, dict] = {
@@ -297,29 +295,6 @@ def test_an_example_that_is_never_right_leaves_and_saves_its_passes():
     assert bool((attempt.forwards == draws_needed(1)).all())
     off = PGD(Linf(1e-6), steps=70, drop_fooled=False).run(model, x, y)
     assert bool((off.backwards == 70).all())
-
-
-def test_what_leaves_does_not_hang_on_how_often_others_were_tested():
-    """Example 0 always errs; the others err half of the time and are tested again and again."""
-
-    class Mixed(nn.Module):
-        scope = "example"
-
-        def forward(self, x):
-            kind = x.flatten(1)[:, 0]
-            wrong = torch.where(kind > 0.5, torch.ones_like(kind), (torch.rand(len(x)) < 0.5).to(x.dtype))
-            return torch.stack([1 - wrong, wrong], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
-
-    x = torch.full((40, 1, 2, 2), 0.1)
-    x[0] = 0.9
-    y = torch.zeros(40, dtype=torch.long)
-    ledger = Ledger(Task(Mixed(), x, y, Linf(1e-6), None, Stream(0, torch.arange(40))), 4)
-    with forked(0):
-        for _ in range(30):
-            ledger.leaving(x[1:], ledger.logits(x[1:], torch.arange(1, 40)), torch.arange(1, 40), 1e9)
-    leave = ledger.leaving(x[:1], ledger.logits(x[:1], torch.arange(1)), torch.arange(1), 1e9)
-    assert leave is not None
-    assert int(ledger.forwards[0]) == draws_needed(1)
 
 
 class Private(nn.Module):

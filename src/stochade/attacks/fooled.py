@@ -74,12 +74,12 @@ class Watch:
 
 @torch.no_grad()
 def confirm(
-    model: Model, x: Tensor, y: Tensor, targets: Tensor | None, free: int, needed: Tensor, tiled: bool
+    model: Model, x: Tensor, y: Tensor, targets: Tensor | None, free: int, needed: int, tiled: bool
 ) -> tuple[Tensor, Tensor]:
-    """Forward-only draws until each example has `needed` [n] misses in a row or one draw that is right.
+    """Forward-only draws until each example has `needed` misses in a row or one draw that is right.
 
     Args:
-        free: draws already seen at x, all of them misses.
+        free: misses already seen at x, all of them misses.
 
     Returns:
         [n] whether the example may leave, and [n] forwards spent.
@@ -88,16 +88,13 @@ def confirm(
     leaves = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     spent = torch.zeros(len(x), dtype=torch.long, device=x.device)
     count, batch = free, 1
-    while True:
-        enough = needed[alive] <= count
-        leaves[alive[enough]] = True
-        alive = alive[~enough]
-        if not len(alive):
-            return leaves, spent
-        d = min(batch, int(needed[alive].min()) - count, max(1, TILE // len(alive))) if tiled else 1
+    while len(alive) and count < needed:
+        d = min(batch, needed - count, max(1, TILE // len(alive))) if tiled else 1
         points, labels = x[alive].repeat(d, *(1,) * (x.dim() - 1)), y[alive].repeat(d)
         goal = None if targets is None else targets[alive].repeat(d)
         missed = misses(check_logits(model(points), len(points)), labels, goal).view(d, -1).all(0)
         spent[alive] += d
         alive = alive[missed]
         count, batch = count + d, batch * 2
+    leaves[alive] = True
+    return leaves, spent

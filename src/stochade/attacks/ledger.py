@@ -43,7 +43,7 @@ class Ledger:
             torch.zeros(n, dtype=torch.long, device=device) for _ in range(3)
         )
         self.open = torch.arange(n, device=device)
-        self.tests = torch.zeros(n, dtype=torch.long, device=device)  # sequential ones made, for spending the level
+        self.looks = 0  # sequential tests made, for spending the level
         self.tiled = self.watch.scope in ("none", "example")
         self._lines: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -135,14 +135,11 @@ class Ledger:
             return None
         if self.watch.deterministic and self.watch.repeats(x[candidates], logits[-1][candidates]):
             return candidates
-        free, index = len(logits), candidates.nonzero()[:, 0]
-        needed = torch.tensor([draws_needed(made + 1) for made in self.tests[rows[index]].tolist()], device=x.device)
-        worth = saved > needed - free
-        candidates[index] = worth
-        index, needed = index[worth], needed[worth]
-        if not len(index):
+        free, needed = len(logits), draws_needed(self.looks + 1)
+        if saved <= needed - free:
             return None
-        self.tests[rows[index]] += 1
+        self.looks += 1
+        index = candidates.nonzero()[:, 0]
         goal = None if targets is None else targets[index]
         leaves, spent = confirm(self.model, x[index], y[index], goal, free, needed, self.tiled)
         self.forwards[rows[index]] += spent
