@@ -152,8 +152,11 @@ def test_processes_that_compile_at_once(home):
         "build.SOURCES = pathlib.Path(sys.argv[1])\n"
         "print(build.load('tiny').answer())\n"
     )
-    slow = home / "compiler"  # so that they do meet
-    slow.write_text(slow.read_text().replace("exec", '[ "$1" = --version ] || sleep 0.4\nexec'))
+    slow = home / "compiler"  # which waits for all three, so that they do meet however late one starts
+    meet = (
+        f"n=0; while [ $(grep -c -e -shared {home / 'log'}) -lt 3 ] && [ $n -lt 300 ]; do sleep 0.1; n=$((n+1)); done"
+    )
+    slow.write_text(slow.read_text().replace("exec", f'[ "$1" = --version ] || {{ {meet}; }}\nexec'))
     command = [sys.executable, "-c", code, str(home / "sources")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0].strip() for process in running] == ["42"] * 3
