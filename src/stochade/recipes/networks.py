@@ -1,6 +1,6 @@
 """The networks of a recipe, trained or taken up again. Equal settings share one folder across recipes."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stochade.train.reinforced import Reinforced
 from stochade.train.schedules import parse_schedule
 from stochade.train.settings import fingerprint_of
 from stochade.train.setups import SETUPS
+from stochade.train.state import Epoch
 
 
 @dataclass
@@ -37,12 +38,14 @@ class Trained:
         name: of the row. seed: of its weights and training.
         model: in evaluation mode.
         facts: epochs, best epoch, validation accuracy.
+        history: of its training, epoch by epoch; empty for a given network.
     """
 
     name: str
     seed: int
     model: nn.Module
     facts: dict[str, Any]
+    history: Sequence[Epoch] = ()
 
 
 def settings_of(network: Network, scale: Scale, name: str) -> tuple[dict[str, Any], Training]:
@@ -90,7 +93,7 @@ def trained(
         if network.before:
             source = done[network.before]
             checkpoint.load_into(model, checkpoint.tensors_of(source.model))
-            made = Trained(network.name, seed, model.eval(), source.facts)
+            made = Trained(network.name, seed, model.eval(), source.facts, source.history)
         else:
             about = [model.description, training.model_dump(), fingerprint_of(images), len(validation), seed]
             say(f"training {network.name}, seed {seed}")
@@ -110,7 +113,7 @@ def _one(
         out=folder, device=device, progress=show_progress, **parts_of(training, model),
     )  # fmt: skip
     facts = {"epochs": len(history.epochs), "best": history.best, "validation": history.best_accuracy}
-    return Trained(name, seed, model.eval(), facts)
+    return Trained(name, seed, model.eval(), facts, history.epochs)
 
 
 def _whole_batch(attack: Attack) -> Attack:

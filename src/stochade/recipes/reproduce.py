@@ -3,6 +3,7 @@ every row side by side."""
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stochade.evaluate import evaluate
 from stochade.evaluate.records import CLEAN, Records
 from stochade.evaluate.store import slug
 from stochade.evaluate.transfer import TransferMatrix, transfer_matrix
+from stochade.models.encoded import Aggregated
 from stochade.nn import discrete_layers
 from stochade.recipes import catalogue
 from stochade.recipes.networks import Trained, trained
@@ -121,6 +123,7 @@ def reproduce(
             found, scale, s, train_set, validation, root / "networks", rows, given=models, device=device, say=say,
             show_progress=show_progress,
         ):  # fmt: skip
+            net = _aggregated(found, net, models)
             first.setdefault(net.name, net)
             if net.name not in rows:
                 continue  # only there because another row starts from it
@@ -155,6 +158,14 @@ def reproduce(
 
 def _some(images: Images, count: int) -> Images:
     return images.take(count, seed=0) if count and count < len(images) else images
+
+
+def _aggregated(recipe: Recipe, net: Trained, given: dict[str, nn.Module] | None) -> Trained:
+    """The network with as many encodings averaged as its row says; a given one as it is."""
+    count = next(n.encodings for n in recipe.network if n.name == net.name)
+    if count == 1 or (given and net.name in given):
+        return net
+    return replace(net, model=Aggregated(net.model, count).eval())  # type: ignore[arg-type]
 
 
 def _attacked(

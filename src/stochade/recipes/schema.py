@@ -98,6 +98,7 @@ class Network(_Table):
         audited: whether the adaptive column is measured for it.
         before: name of another network of the recipe whose weights it starts from and keeps (no training of its
             own): a control that only changes the forward.
+        encodings: how many encodings its logits are the mean of once it is trained (`models.encoded.Aggregated`).
     """
 
     name: str
@@ -106,6 +107,7 @@ class Network(_Table):
     training: Training = Training()
     audited: bool = True
     before: str = ""
+    encodings: Count = 1
     smoke: Change = Change()
     small: Change = Change()
     paper: Change = Change()
@@ -117,6 +119,8 @@ class Network(_Table):
             if model not in MODELS:
                 raise ValueError(f"model {model!r} is not registered; registered: {', '.join(MODELS)}")
             known = MODELS[model].options()
+            if self.encodings > 1 and "encoder" not in known:
+                raise ValueError(f"encodings={self.encodings} needs a model with an encoder, not {model!r}")
             for option in change.options:
                 if option not in known:
                     raise ValueError(f"{model!r} has no option {option!r}; options: {', '.join(known) or 'none'}")
@@ -189,6 +193,16 @@ class Published(_Table):
     note: str = ""
 
 
+class Printed(_Table):
+    """A row of one of the paper's tables as it stands there, where no network of the recipe answers to its numbers:
+    other data, or no accuracies. `values`: column -> number."""
+
+    table: str
+    row: str
+    values: Annotated[dict[str, float], Field(min_length=1)]
+    note: str = ""
+
+
 class Scale(_Table):
     """How large the experiment is.
 
@@ -233,6 +247,7 @@ class Recipe(_Table):
     transfer_budget: Positive | None = None
     dataset: Literal["mnist", "cifar10"] = "mnist"
     published: list[Published] = []
+    printed: list[Printed] = []
     views: list[str] = []
     scale: dict[str, Scale]
 

@@ -29,6 +29,7 @@ def document(r: Reproduction, shown: Sequence[Figure | Strip] = ()) -> dict[str,
         "flips_times": r.settings.flips,
         "rows": [_row(r, row) for row in r.rows],
         "published": [p.model_dump() for p in r.recipe.published],
+        "printed": [p.model_dump() for p in r.recipe.printed],
         "transfer": None if r.matrix is None else _matrix(r),
         "figures": [_figure(item) for item in shown],
         "meta": r.meta,
@@ -215,6 +216,18 @@ def transfer_tables(r: Reproduction) -> list[Named]:
     return [(heading, ["made on", *r.matrix.targets], rows, note)]
 
 
+def printed_tables(r: Reproduction) -> list[Named]:
+    """The paper's own tables that no network of the recipe answers to, as they stand there."""
+    found = []
+    for name in dict.fromkeys(p.table for p in r.recipe.printed):
+        mine = [p for p in r.recipe.printed if p.table == name]
+        columns = list(dict.fromkeys(column for p in mine for column in p.values))
+        rows = [[p.row, *[f"{p.values[c]:.10g}" if c in p.values else NONE for c in columns]] for p in mine]
+        notes = " ".join(dict.fromkeys(p.note for p in mine if p.note))
+        found.append((f"{name} of the paper", ["", *columns], rows, notes))
+    return found
+
+
 def _is(attack: Any, about: Any, budget: float) -> bool:
     return (attack.attack, attack.norm, budget) == (about.attack, about.norm, about.budget)
 
@@ -224,8 +237,9 @@ def _at(row: Row, key: tuple[str, float]) -> tuple[Estimate | None, float | None
 
 
 def all_tables(r: Reproduction) -> list[Named]:
-    """Every table that a result has; none where a recipe has no networks."""
-    return [summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)] if r.rows else []
+    """Every table that a result has; of a recipe without networks those of the paper alone."""
+    measured = [summary_table(r), *budget_tables(r), *gap_tables(r), *transfer_tables(r)] if r.rows else []
+    return [*measured, *printed_tables(r)]
 
 
 READING = (
