@@ -35,6 +35,10 @@ EFFORT = {
     "smoke": Effort(
         steps=5, draws=2, pairs=3, evolution_steps=3, samples=5, queries=10, curves=False
     ),
+    "brief": Effort(
+        steps=20, draws=5, pairs=10, evolution_steps=10, samples=20, search=1000, searched=24, queries=100,
+        curves=False,
+    ),
     "small": Effort(
         steps=40, draws=5, pairs=10, evolution_steps=20, samples=20, search=1500, searched=24, queries=200,
         curves=False,

@@ -223,7 +223,7 @@ class Scale(_Table):
     epochs: Count | None = None
     seeds: Count = 1
     draws: Count = 20
-    effort: Literal["none", "smoke", "small", "quick", "standard", "thorough"] = "standard"
+    effort: Literal["none", "smoke", "brief", "small", "quick", "standard", "thorough"] = "standard"
     budgets: Positive = 1.0
     flips: Positive = 1.0
     audited: Annotated[int, Field(ge=0)] = 0
