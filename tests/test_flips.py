@@ -7,8 +7,24 @@ import pytest
 import torch
 
 from doubles import Line
-from stochade.attacks import FGSM, L0, Descent, RandomSearch, UniformNoise
-from stochade.attacks.flips import BINARY, SIGNED, Flips
+from stochade.attacks import (
+    FGSM,
+    L0,
+    PGD,
+    SEA,
+    Averaged,
+    Descent,
+    Ensemble,
+    Evolution,
+    FixedFlips,
+    MaskedSampling,
+    ObliviousSEA,
+    RandomSearch,
+    UniformNoise,
+)
+from stochade.attacks.finite_differences import NES
+from stochade.attacks.flips import BINARY, SIGNED, Flips, names_flips, parse_flips
+from stochade.attacks.gradients import Backprop
 from stochade.attacks.registry import ATTACKS, CODE_ATTACKS, parse_attack
 from stochade.errors import BudgetError, ImagesError, StochadeError
 from stochade.randomness import Stream
@@ -246,17 +262,56 @@ def test_every_attack_serves_codes_or_refuses(name):
     threat, z0 = Flips(2, SIGNED), letters_of(SIGNED, (4, 2, 5), 13)
     model = Line(torch.randn(2, 5, generator=torch.Generator().manual_seed(14)), 0.0)
     serves = {
-        "fgsm", "bim", "ill", "pgd", "mifgsm", "nes", "evolution", "uniform-noise", "random-search", "sea",
-        "sea-masked",
+        "fgsm", "bim", "ill", "pgd", "mifgsm", "uniform-noise", "random-search", "sea", "sea-masked",
     }  # fmt: skip
     if name in ("kubo2019-bim", "sea-oblivious"):  # no threat of codes around given codes
         return
     if name not in serves:
-        with pytest.raises(StochadeError, match=r"threat|Linf|images"):
+        with pytest.raises(StochadeError, match=r"threat|Linf|images|backpropagation"):
             parse_attack(name, threat)
         return
-    options = {"random-search": "samples=5", "nes": "steps=2 pairs=2", "evolution": "steps=2 pairs=2"}
+    options = {"random-search": "samples=5"}
     attack = parse_attack(f"{name} {options.get(name, '')}", threat)
     attacked = attack(model, z0, model(z0).argmax(1))
     if name != "sea-masked":
         assert bool(threat.allows(attacked, z0).all())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: NES(Flips(2)),
+        lambda: PGD(Flips(2), gradient=Evolution(5, 0.1)),
+        lambda: SEA(Flips(2), gradient=Averaged(2, 4, inner=Evolution(1, 0.1))),
+        lambda: SEA(Flips(2), gradient=Ensemble((Backprop(), Evolution(1, 0.1)))),
+        lambda: MaskedSampling(Flips(float("inf")), gradient=Evolution(5, 0.1)),
+        lambda: ObliviousSEA(FixedFlips(2), gradient=Evolution(5, 0.1)),
+        lambda: parse_attack("evolution", Flips(2)),
+    ],
+)
+def test_gradients_by_queries_between_letters_are_refused_when_built(build):
+    with pytest.raises(
+        BudgetError, match="backpropagation under .*flips .* got (Evolution|Averaged|Ensemble); .*RandomS"
+    ):
+        build()
+    PGD(L0(2), gradient=Evolution(5, 0.1))  # images between grey levels are images
+
+
+@pytest.mark.parametrize("k", [1, 20, float("inf")])
+@pytest.mark.parametrize("letters", ["binary", "signed"])
+@pytest.mark.parametrize("per", ["frame", "total"])
+def test_a_threat_is_read_as_it_is_written(k, letters, per):
+    threat = Flips(k, letters, per)
+    assert parse_flips(str(threat), "binary") == threat
+    assert names_flips(str(threat))
+    shown = f"flips={k}" + {"frame": "", "total": " in total"}[per]
+    assert parse_flips(shown, letters) == threat
+    assert parse_flips(f"{letters} {shown.upper()}") == threat
+
+
+@pytest.mark.parametrize("text", ["flips", "flips=2.5", "flips=many", "flips=-1", "flips=3 per pixel", "flops=3"])
+def test_other_words_for_flips_are_refused(text):
+    with pytest.raises(BudgetError, match="flips"):
+        parse_flips(text)
+    assert names_flips(text) == (not text.startswith("flops"))
+    assert not names_flips("linf=8/255")

@@ -26,8 +26,8 @@ def describe(value: object) -> object:
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.repr}
-        return {"type": type(value).__name__} | fields
+        named = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if _told(f, value)}
+        return {"type": type(value).__name__} | named
     if isinstance(value, functools.partial):
         return {
             "partial": describe(value.func),
@@ -50,6 +50,12 @@ def describe(value: object) -> object:
     if name is not None:
         return f"{getattr(value, '__module__', '')}.{name}"
     return type(value).__name__
+
+
+def _told(part: dataclasses.Field, value: object) -> bool:
+    """Whether a field is described. One with metadata {"later": True} came after runs that must be taken up without
+    it: it is silent at its default."""
+    return part.repr and not (part.metadata.get("later") and getattr(value, part.name) == part.default)
 
 
 def as_call(description: object) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task
+from stochade.attacks.flips import refuse_queries
 from stochade.attacks.gradients import Backprop, Gradient, Model, _whole, check_logits
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, least_likely
@@ -88,6 +89,7 @@ class Descent(Attack):
             )
         if not callable(self.gradient) or not callable(self.objective):
             raise BudgetError("a callable gradient and objective", f"{self.gradient!r}, {self.objective!r}")
+        refuse_queries(self.threat, self.gradient)
 
     def step(self, threat: Threat) -> float | Tensor | None:
         """The step in units of the threat, a number or [n]; None for the whole budget."""

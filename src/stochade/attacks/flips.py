@@ -3,6 +3,7 @@ section 4). Codes are batch-first, [N, T, ...]; every attack that takes a threat
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.ball import Ball, Threat
+from stochade.attacks.gradients import Evolution
 from stochade.attacks.sparse_balls import _top
 from stochade.errors import BudgetError, ImagesError
 
@@ -174,12 +176,66 @@ class Flips(Ball):
         """[N, T] flips of every frame."""
         return (x != x0).flatten(2).sum(2).to(x.dtype)
 
+    @property
+    def letters(self) -> str:
+        """The alphabet by name: "binary" or "signed"."""
+        return "signed" if self.lowest < 0 else "binary"
+
     def __str__(self) -> str:
-        kind = "signed flips" if self.lowest < 0 else "flips"
-        return f"{kind} {self.eps:.4g} {'per frame' if self.per == 'frame' else 'in total'}"
+        return in_words(self.eps, self.letters, self.per)
+
+
+def in_words(k: float, letters: str | None, per: str) -> str:
+    """ "signed flips 10 per frame", "flips 3 in total"; `letters` is None where nobody said."""
+    return f"{'signed ' * (letters == 'signed')}flips {k:.4g} {'per frame' if per == 'frame' else 'in total'}"
+
+
+NAMED = re.compile(
+    r"(?:(?P<letters>binary|signed)[ -])?flips[ =:]+(?P<k>\S+?)(?:[ /]+(?P<per>per frame|frame|in total|total))?"
+)
+
+
+def names_flips(text: str) -> bool:
+    """Whether the words of a threat are about codes: "flips=5", "signed flips 5 in total"."""
+    return bool(re.match(r"(?:(?:binary|signed)[ -])?flips\b", text.strip().lower()))
+
+
+def parse_flips(text: str, alphabet: Sequence[float] | str | None = None) -> Flips:
+    """`"flips=5"`, `"flips=5 in total"`, `"signed flips 5 per frame"` -> a threat, as tables write it too.
+
+    Args:
+        alphabet: where the words name none: the letters of a model's encoder; None: {0, 1}.
+
+    Raises:
+        BudgetError: words that say something else, or a number that is no count.
+    """
+    hint = "for example flips=5, or 'flips=20 in total'"
+    found = NAMED.fullmatch(text.strip().lower())
+    if found is None:
+        raise BudgetError("flips=K, per frame or in total", repr(text), hint)
+    try:
+        k = float(found["k"])
+    except ValueError:
+        raise BudgetError("a whole number of flips", repr(found["k"]), hint) from None
+    per = "total" if (found["per"] or "").endswith("total") else "frame"
+    whole = int(k) if math.isfinite(k) and k == int(k) else k
+    return Flips(whole, found["letters"] or (BINARY if alphabet is None else alphabet), per)
 
 
 def refuse_codes(threat: object, attack: str, hint: str = "for codes there are SEA and RandomSearch") -> None:
     """BudgetError for what moves between letters, where a code has nothing, or takes images only."""
     if isinstance(threat, Flips):
         raise BudgetError(f"a threat on images for {attack}", str(threat), hint)
+
+
+def gradient_free(gradient: object) -> bool:
+    """Whether a gradient, or one inside it, comes from queries around a point instead of backpropagation."""
+    inner = [getattr(gradient, "inner", None), *(getattr(gradient, "parts", None) or ())]
+    return isinstance(gradient, Evolution) or any(gradient_free(part) for part in inner if part is not None)
+
+
+def refuse_queries(threat: object, gradient: object) -> None:
+    """BudgetError for gradients by queries at x + sigma u: no such point is a code, and nobody may send it."""
+    if isinstance(threat, Flips) and gradient_free(gradient):
+        hint = "without gradients there is RandomSearch(Flips(k)), which asks about codes only"
+        raise BudgetError(f"a gradient by backpropagation under {threat}", type(gradient).__name__, hint)

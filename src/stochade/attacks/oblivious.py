@@ -1,6 +1,6 @@
 """Flips that are fixed before the encoding is drawn: the attacker knows the image and the network, not the draw."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -8,12 +8,16 @@ from torch import Tensor
 from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task, Trace
 from stochade.attacks.codes import encoder_and_network
-from stochade.attacks.flips import Flips
-from stochade.attacks.gradients import Backprop, _whole
+from stochade.attacks.flips import Flips, refuse_queries
+from stochade.attacks.gradients import Backprop, _whole, check_logits
 from stochade.attacks.inputs import check_images
 from stochade.attacks.objectives import Objective, cross_entropy
 from stochade.attacks.sparse_balls import _top
+from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError
+from stochade.randomness import Stream
+
+LATER = {"later": True}  # fields that came after runs which are taken up without them
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,13 @@ class FixedFlips(Flips):
     def start(self, x0, generator):
         return self.move(x0, x0)
 
+    def any_plan(self, codes: Tensor, generator: Stream) -> Tensor:
+        """A random plan for codes like these: the budget's places, drawn without replacement, random letters."""
+        order, shape = generator.uniform(codes.shape[1:]), codes.shape[1:]
+        share = (generator.uniform(shape, torch.float64) * len(self.alphabet)).long()
+        letters = torch.tensor(self.alphabet, dtype=codes.dtype, device=codes.device)[share]
+        return self._written(torch.full_like(codes, torch.nan), letters, self._units(order))
+
     def __str__(self) -> str:
         return f"fixed {super().__str__()}"
 
@@ -75,12 +86,15 @@ class ObliviousSEA(Attack):
     What writing letter v into a place gains is, to first order, E[g (v - z)] over encodings z and gradients g there:
     its mean over `draws` encodings with the plan so far applied, and over the steps so far, decides on the places.
     One step is the exact optimum of that estimate. The plan with the highest mean objective over the
-    fresh encodings of the next step wins.
+    fresh encodings of the next step wins, also between restarts.
 
     Args:
         threat: FixedFlips(k, alphabet, per).
         steps: plans that are made one after the other.
         draws: encodings per step.
+        restarts: independent runs; every one after the first begins with a random plan.
+        goal: None, or the class to pull to, as in `Targeted`: "runner-up", "least-likely", "random" or a class.
+            Examples whose own class it is get the plan that writes nothing.
 
     Raises:
         BudgetError: another threat, numbers that make no sense. ModelError: a model without an
@@ -92,38 +106,70 @@ class ObliviousSEA(Attack):
     draws: int = 20
     objective: Objective = cross_entropy
     gradient: Backprop = field(default_factory=Backprop)
+    restarts: int = field(default=1, metadata=LATER)
+    goal: str | int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self):
         if not isinstance(self.threat, FixedFlips):
             hint = "for example FixedFlips(10, 'signed')"
             raise BudgetError("FixedFlips(k) for the oblivious attack", repr(self.threat), hint)
-        _whole(self.steps, "steps")
-        _whole(self.draws, "draws")
+        for name in ("steps", "draws", "restarts"):
+            _whole(getattr(self, name), name)
+        refuse_queries(self.threat, self.gradient)
+        if self.goal is not None:
+            Targeted(self, self.goal)  # refuses goals that are none
 
     def cost(self) -> tuple[int, int]:
-        each = self.draws * self.gradient.forwards, self.draws * self.gradient.backwards
-        return (self.steps + 1) * each[0], (self.steps + 1) * each[1]
+        runs = self.restarts * (self.steps + 1) * self.draws
+        ranking = 0 if self.goal is None else Targeted(self, self.goal).draws
+        return runs * self.gradient.forwards + ranking, runs * self.gradient.backwards
 
     def search(self, task: Task) -> Attempt:
-        threat, n = task.threat, len(task.x)
-        best = plan = torch.full_like(self._encoding(task), torch.nan)  # the first plan writes nothing
+        targets, ranked = task.targets, torch.zeros_like(task.y)
+        if self.goal is not None and targets is None:
+            targets, ranked = Targeted(self, self.goal)._chosen(task)
+            own = targets == task.y
+            task = replace(task, targets=torch.where(own, (targets + 1) % self._classes(task), targets))
+        else:
+            own = torch.zeros_like(task.y, dtype=torch.bool)
+        empty = torch.full_like(self._encoding(task), torch.nan)
+        best, value = empty, task.x.new_full((len(empty),), -torch.inf)
+        found_at, lines = torch.zeros_like(task.y), []
+        for restart in range(self.restarts):
+            plan = empty
+            if restart:  # the first run begins with a plan that writes nothing
+                plan = task.threat.any_plan(empty, task.stream.fork("restart", restart))
+            best, value, found_at = self._run(task, plan, (best, value, found_at), lines)
+        best = torch.where(like(own, best), torch.nan, best)
+        values, distances = (torch.stack(part) for part in zip(*lines, strict=True))
+        each = self.draws * torch.arange(1, len(lines) + 1, device=task.x.device)[:, None]
+        passes = ranked + each * (self.gradient.forwards + self.gradient.backwards)
+        looks = len(lines) * self.draws
+        return Attempt(
+            best, value, task.threat.distance(best, best),
+            ranked + looks * self.gradient.forwards, torch.full_like(ranked, looks * self.gradient.backwards),
+            Trace(values, distances, passes), ranked + found_at,
+            targets=None if targets is None else torch.where(own, torch.full_like(targets, -1), targets),
+        )  # fmt: skip
+
+    def _run(self, task: Task, plan: Tensor, found: tuple, lines: list) -> tuple[Tensor, Tensor, Tensor]:
+        """One restart: the best plan so far, its mean objective and the passes spent when it was found."""
+        best, value, found_at = found
         slope, weight = torch.zeros_like(plan), torch.zeros_like(plan)  # means of g and of g z over the steps
-        value = task.x.new_full((n,), -torch.inf)
-        lines, found_at = [], torch.zeros(n, dtype=torch.long, device=task.x.device)
         spent = self.draws * (self.gradient.forwards + self.gradient.backwards)
         for step in range(self.steps + 1):
             here, g, gz = self._pass(task, plan)
             better = here > value
             value, best = torch.where(better, here, value), torch.where(like(better, plan), plan, best)
-            found_at[better] = step * spent
-            lines.append((here, threat.distance(plan, plan)))
+            found_at = torch.where(better, len(lines) * spent, found_at)
+            lines.append((here, task.threat.distance(plan, plan)))
             slope, weight = torch.lerp(slope, g, 1 / (step + 1)), torch.lerp(weight, gz, 1 / (step + 1))
-            plan = threat.plan(slope, weight)
-        values, distances = (torch.stack(part) for part in zip(*lines, strict=True))
-        passes = torch.arange(1, len(lines) + 1, device=task.x.device)[:, None].expand(-1, n) * spent
-        forwards, backwards = (torch.full_like(found_at, count) for count in self.cost())
-        trace = Trace(values, distances, passes)
-        return Attempt(best, value, threat.distance(best, best), forwards, backwards, trace, found_at)
+            plan = task.threat.plan(slope, weight)
+        return best, value, found_at
+
+    @torch.no_grad()
+    def _classes(self, task: Task) -> int:
+        return check_logits(task.model(task.x[:1]), 1).shape[1]
 
     @torch.no_grad()
     def _encoding(self, task: Task) -> Tensor:

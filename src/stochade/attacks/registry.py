@@ -71,9 +71,12 @@ def _sea(
 
 def _oblivious(
     threat: Ball, steps: int = 4, draws: int = 20, k: int | None = None, alphabet: str | None = None,
-    per: str | None = None, objective: Any = cross_entropy,
+    per: str | None = None, restarts: int = 1, target: str | None = None, objective: Any = cross_entropy,
+    gradient: Any = None,
 ) -> Attack:  # fmt: skip
-    return ObliviousSEA(_flips(threat, k, alphabet, per, FixedFlips), steps, draws, objective)  # type: ignore[arg-type]
+    made, goal = _flips(threat, k, alphabet, per, FixedFlips), int(target) if target and target.isdigit() else target
+    assert isinstance(made, FixedFlips)
+    return ObliviousSEA(made, steps, draws, objective, gradient or Backprop(), restarts, goal)
 
 
 def _masked(
@@ -117,12 +120,19 @@ ATTACKS: dict[str, tuple[Factory, str]] = {
 }
 
 CODE_ATTACKS: dict[str, tuple[Factory, str]] = {  # on models with an encoder in front; they take k instead of a norm
-    "sea": (_sea, "sparse encoding attack: the k=10 best flips per frame of a code, 1 step (models with an encoder)"),
-    "sea-oblivious": (_oblivious, "sparse encoding attack fixed before the encoding is drawn, 4 steps of 20 draws"),
+    "sea": (
+        _sea,
+        "sparse encoding attack: the k=10 best flips per frame, 1 step; draws= of the network's noise",
+    ),
+    "sea-oblivious": (
+        _oblivious,
+        "sparse encoding attack fixed before the encoding is drawn, 4 steps of 20 encodings",
+    ),
     "sea-masked": (_masked, "flips drawn by the size of their gradient, 10 steps, no budget (Liang et al. 2021)"),
 }
 
 GRADIENT = {"draws": int, "backward": str, "forward": str}  # what attacks with a gradient take besides
+DEFAULTS: dict[str, Any] = {"draws": 1, "backward": None, "forward": None}
 EVERYWHERE = {"eps": str, "norm": str, "target": str}  # what every attack takes
 
 
@@ -143,8 +153,8 @@ def options_of(name: str) -> dict[str, Callable[[str], Any]]:
         options["objective"] = _objective_named
     if "gradient" in found and made not in (_evolution, NES):
         options |= GRADIENT
-    if name == "sea-oblivious":  # whose plans are no inputs that a target could be chosen on
-        return options
+    if name == "sea-oblivious":  # its draws are encodings, and its targets are chosen on images
+        return options | {"draws": int}
     return options | ({"target": str} if name in CODE_ATTACKS else EVERYWHERE)
 
 
@@ -172,11 +182,11 @@ def _objective_named(text: str) -> Any:
 def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = None) -> Attack:
     """`"pgd"`, `"pgd steps=100 draws=20 objective=margin backward=soft"`, `"fgsm eps=0.3"` -> an attack.
 
-    Options are the attack's own parameters (`options_of`); attacks with a gradient also take draws (per gradient),
-    backward and forward (substitutes for all discrete layers that declare them). Attacks on images take eps and norm
-    (a threat of its own instead of `threat`), those on codes k, alphabet and per; all but sea-oblivious take target
-    (least-likely, runner-up, random or a class). `transfer` takes source (one target or several, with commas), attack
-    (by name) and the options of that attack.
+    Options are the attack's own parameters (`options_of`); attacks with a gradient also take draws (per gradient, of
+    the model's own noise; for sea-oblivious encodings), backward and forward (substitutes for all discrete layers
+    that declare them). Attacks on images take eps and norm (a threat of its own instead of `threat`), those on codes
+    k, alphabet and per; all take target (least-likely, runner-up, random or a class). `transfer` takes source (one
+    target or several, with commas), attack (by name) and the options of that attack.
 
     Args:
         load: the name of a target -> its model, for `transfer`; None leaves a stand-in, which serves to check a text.
@@ -195,12 +205,13 @@ def parse_attack(text: str, threat: Ball, load: Callable[[str], Any] | None = No
     known = options_of(name)
     options = dict(_option(name, known, pair) for pair in pairs)
     threat = _own_threat(threat, options.pop("norm", None), options.pop("eps", None))
-    if (goal := options.pop("target", None)) is not None:
+    if name != "sea-oblivious" and (goal := options.pop("target", None)) is not None:
         rest = [pair for pair in pairs if not pair.startswith("target=")]
         return Targeted(parse_attack(" ".join([name, *rest]), threat), int(goal) if goal.isdigit() else goal)
-    if GRADIENT.keys() <= known.keys() and GRADIENT.keys() & options.keys():
-        parts = [options.pop(key, default) for key, default in (("draws", 1), ("backward", None), ("forward", None))]
-        options["gradient"] = Backprop(*parts)
+    swaps = GRADIENT.keys() - ({"draws"} if name == "sea-oblivious" else set())
+    if swaps <= known.keys() and swaps & options.keys():
+        own = {key: options.pop(key, default) for key, default in DEFAULTS.items() if key in swaps}
+        options["gradient"] = Backprop(own.get("draws", 1), own["backward"], own["forward"])
     try:
         return table[name][0](threat, **options)
     except TypeError as problem:  # an option that the name itself fixes, such as the one step of fgsm

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.descent import Descent
-from stochade.attacks.flips import Flips
+from stochade.attacks.flips import Flips, refuse_queries
 from stochade.attacks.gradients import Backprop, Gradient, _whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy
@@ -52,8 +52,9 @@ def SEA(threat: Flips | float, steps: int = 1, restarts: int = 1, **parts) -> Co
     linearised objective most. With more steps, each lets 2.5 k / steps new letters of a frame enter and takes others
     back. A number as threat means Flips(k) of {0, 1}.
 
-    One gradient of one draw is what the paper and its code use; `gradient=Backprop(draws)` averages over the
-    network's own noise, `ObliviousSEA` over encodings.
+    One gradient of one draw is what the paper and its code use. The attacked code is one realised encoding, so the
+    only randomness left is the network's own, and `gradient=Backprop(draws)` averages over that (on a deterministic
+    network all draws are equal). Averages over encodings belong to `ObliviousSEA`, which sees none.
     """
     threat = threat if isinstance(threat, Flips) or not isinstance(threat, int | float) else Flips(threat)
     paper: dict[str, Any] = {"keep": "last", "drop_fooled": False} if steps == restarts == 1 else {}
@@ -91,6 +92,7 @@ class MaskedSampling(Attack):
         _whole(self.steps, "steps")
         if not (isinstance(self.turnover, int | float) and 0 <= self.turnover <= 1):
             raise BudgetError("turnover in [0,1]", repr(self.turnover), "0.05 is usual")
+        refuse_queries(self.threat, self.gradient)
 
     def cost(self) -> tuple[int, int]:
         return self.steps * self.gradient.forwards, self.steps * self.gradient.backwards
