@@ -15,11 +15,21 @@ from stochade import checkpoint
 from stochade.attacks import PGD, SEA, Flips, Linf
 from stochade.cli.main import _parse, main
 from stochade.cli.train import asked_for, parse_options, passes_of
-from stochade.errors import StochadeError, UsageError
+from stochade.errors import ModelError, StochadeError, UsageError
 from stochade.nn import LWTA
 from stochade.nn.reinforce import ReinforceBinary
 from stochade.registry import build
-from stochade.train import Adversarial, Cosine, Mixture, Penalised, Standard, Steps, lab_report_mixture
+from stochade.train import (
+    TET,
+    Adversarial,
+    Cosine,
+    Distilled,
+    Mixture,
+    Penalised,
+    Standard,
+    Steps,
+    lab_report_mixture,
+)
 from stochade.train.codes import AdversarialCodes
 from stochade.train.elbo import ELBO
 from stochade.train.reinforced import Reinforced
@@ -150,6 +160,30 @@ def test_a_killed_command_ends_with_the_same_bits(capsys, tmp_path):
     assert first == second
 
 
+def test_a_spiking_network_is_taught_by_a_checkpoint_and_goes_on(capsys, tmp_path):
+    common = ["--examples", "40", "--epochs", "1", "--quiet", "--out"]
+    for seed, name in enumerate(("teacher", "other")):
+        call(capsys, "train", "mlp", "--seed", str(seed), *common, str(tmp_path / name))
+    words = [
+        "train", "snn", "--options", "encoder=rate width=0.25", "--objective", "e-rsct", "--augment", "crop=1",
+        "--adversarial", "sea k=1", "--tau", "0",
+    ]  # fmt: skip
+    call(capsys, *words, "--teacher", str(tmp_path / "teacher"), *common, str(tmp_path / "taught"))
+    told = json.loads((tmp_path / "taught" / "metrics.jsonl").read_text())
+    assert set(told["terms"]) == {"ce", "mse", "kd"}
+    objective = _parse([*words, "--teacher", str(tmp_path / "teacher"), "--out", "x"])._settings(build("snn"))
+    assert isinstance(objective["objective"], Distilled)
+    assert objective["objective"].inner.inner == TET()
+    again = call(capsys, *words, "--teacher", str(tmp_path / "teacher"), *common, str(tmp_path / "taught"))
+    assert "went on after 1 epochs" in again
+    with pytest.raises(SystemExit):
+        main([*words, "--teacher", str(tmp_path / "other"), *common, str(tmp_path / "taught")])
+    assert "objective" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="teacher"):
+        wide = build("snn", (3, 8, 8))
+        _parse([*words, "--teacher", str(tmp_path / "teacher"), "--out", "x"])._settings(wide)
+
+
 def test_the_cost_grows_with_the_attack(capsys, tmp_path):
     plain, attacked = passes_of(Standard()), passes_of(settings("--adversarial", "pgd steps=7")["objective"])
     assert (plain, attacked) == (1, 9)
@@ -182,6 +216,12 @@ WRONG = {
     ("--threat", "linf=-1"): "",
     ("--device", "tpu"): "device",
     ("--precision", "8"): "precision",
+    ("--objective", "tet"): "over time",
+    ("--objective", "e-rsct"): "--teacher",
+    ("--teacher", "x"): "--objective e-rsct",
+    ("--objective", "tet", "--teacher", "x"): "--objective e-rsct",
+    ("--objective", "e-rsct", "--teacher", "nowhere"): "checkpoint",
+    ("--augment", "corp"): "crop",
     ("--examples", "-1"): "--examples",
     ("--seed", "-1"): "--seed",
     ("--epochs", "0"): "epoch",
@@ -209,6 +249,13 @@ def test_wrong_words_are_told_before_data_is_read(monkeypatch):
         raise AssertionError("data was read")
 
     monkeypatch.setattr("stochade.data.load", no)
-    for words in (["--setup", "pnj"], ["--adversarial", "pgdd"], ["--schedule", "x"], ["--options", "a=1"]):
+    for words in (
+        ["--augment", "x"],
+        ["--objective", "e-rsct"],
+        ["--setup", "pnj"],
+        ["--adversarial", "pgdd"],
+        ["--schedule", "x"],
+        ["--options", "a=1"],
+    ):
         with pytest.raises(StochadeError):
             _parse(["train", "mlp", "--out", "x", *words]).run()

@@ -12,7 +12,7 @@ from stochade.cli import common
 from stochade.errors import UsageError
 
 Name = Annotated[str, Positional, PositionalMetavarFromFieldName]
-OBJECTIVES = ("auto", "standard", "reinforced", "elbo")
+OBJECTIVES = ("auto", "standard", "reinforced", "elbo", "tet", "e-rsct")
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Train:
     stochade train 2cnn --options "hidden=200 activation=stochastic" --l2 1e-4 --patience 5 --out runs/bin
 
     stochade train 2cnn --data cifar10 --mixture --threat linf=8/255 --out runs/mixture
+
+    stochade train snn --options "encoder=rate" --objective e-rsct --teacher runs/gated --out runs/taught
 
     stochade train pni-cnn --data cifar10 --setup pni --epochs 30 --out runs/pni
     """
@@ -62,7 +64,11 @@ class Train:
     patience: int | None = None
     """Stop after so many epochs without a better one on the validation images."""
     objective: str = "auto"
-    """auto, standard, reinforced or elbo; auto takes what the model's layers ask for."""
+    """auto, standard, reinforced, elbo, tet or e-rsct; auto takes what the model's layers ask for."""
+    teacher: Path | None = None
+    """Checkpoint folder of the network that teaches in e-rsct; loading it runs no code."""
+    augment: str = ""
+    """Of training images: "crop flip", "crop=2", "flip"; a crop is of images padded by 4, or that many, pixels."""
     adversarial: str | None = None
     """Train on this attack's images as well: "pgd steps=7"; or on its codes, behind an encoder: "sea k=5"."""
     clean_weight: Annotated[float, arg(aliases=["--tau"])] = 0.5
@@ -130,6 +136,12 @@ class Train:
             raise UsageError(f"--{name} of at least 0", str(getattr(self, name)))
         if self.objective not in OBJECTIVES:
             raise UsageError(f"an objective out of {', '.join(OBJECTIVES)}", repr(self.objective))
+        if (self.teacher is not None) != (self.objective == "e-rsct"):
+            raise UsageError(
+                "--teacher beside --objective e-rsct, and only there",
+                f"{'no' if self.teacher is None else 'a'} teacher beside {self.objective}",
+                "--teacher CHECKPOINT_FOLDER",
+            )
         if sum((self.setup is not None, self.adversarial is not None, self.mixture)) > 1:
             raise UsageError(
                 "one of --setup, --adversarial and --mixture", "several", "a setup brings attacks of its own"
@@ -145,16 +157,18 @@ class Train:
 
     def _settings(self, model: Any) -> dict[str, Any]:
         """The keyword arguments of `train` that these options (over those of the setup) stand for."""
-        from stochade.train import SETUPS, Penalised, Setup, optimizer_named, parse_schedule
+        from stochade.train import SETUPS, Penalised, Setup, Standard, optimizer_named, parse_augment, parse_schedule
 
         if self.setup is not None and self.setup not in SETUPS:
             near = difflib.get_close_matches(self.setup, SETUPS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SETUPS)}"
             raise UsageError("a setup", repr(self.setup), hint)
-        inner = self._inner(model)
-        setup = SETUPS[self.setup](inner) if self.setup else Setup(30, 50, 1e-3, self._attacked(inner, model))
+        setup = SETUPS[self.setup]() if self.setup else Setup(30, 50, 1e-3, Standard())
         given = {"epochs": self.epochs, "batch": self.batch, "lr": self.rate}
         settings = setup.settings() | {key: value for key, value in given.items() if value is not None}
+        settings["objective"] = self._objective(model)
+        if (augment := parse_augment(self.augment)) is not None:
+            settings["augment"] = augment
         if self.optimizer is not None or self.momentum is not None or self.weight_decay is not None:
             name = self.optimizer or ("adam" if self.setup is None else None)
             if name is None:
@@ -168,13 +182,21 @@ class Train:
             settings["objective"] = Penalised(settings["objective"], self.l1, self.l2)
         return settings
 
-    def _inner(self, model: Any) -> Any:
-        from stochade.train import Standard
+    def _objective(self, model: Any) -> Any:
+        from stochade import checkpoint
+        from stochade.train import SETUPS, Standard
         from stochade.train.elbo import ELBO
         from stochade.train.reinforced import Reinforced
+        from stochade.train.temporal import NAMES, temporal
 
+        def attacked(inner: Any) -> Any:
+            return SETUPS[self.setup](inner).objective if self.setup else self._attacked(inner, model)
+
+        if self.objective in NAMES:
+            teacher = None if self.teacher is None else checkpoint.load(self.teacher).to(self.device)
+            return temporal(self.objective, model, teacher, attacked)
         name = asked_for(model) if self.objective == "auto" else self.objective
-        return {"standard": Standard, "reinforced": Reinforced, "elbo": ELBO}[name]()
+        return attacked({"standard": Standard, "reinforced": Reinforced, "elbo": ELBO}[name]())
 
     def _attacked(self, inner: Any, model: Any) -> Any:
         from stochade.attacks import parse_threat

@@ -13,11 +13,14 @@ from stochade.attacks.registry import parse_attack
 from stochade.attacks.threats import L0, L1, L2, Ball, Linf
 from stochade.errors import StochadeError, UsageError
 from stochade.registry import MODELS
+from stochade.train.augment import parse_augment
 from stochade.train.codes import AdversarialCodes, flips_in, names_codes
 from stochade.train.schedules import parse_schedule
+from stochade.train.temporal import NAMES
 
 SCALES = ("smoke", "small", "paper")
 NORMS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
+LATER = ("augment",)  # fields of Training that digests of networks leave out at their default
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -36,7 +39,9 @@ class Training(_Table):
         adversarial: an attack with its options, on images or (behind an encoder) on codes: "sea k=5". tau: weight of
             the clean loss beside it. start: first epoch with it.
         objective: one of the papers' own by name, in place of `adversarial`; "mixture": every batch is clean with
-            probability tau, else under one of the attacks of `adversarial`, which semicolons part.
+            probability tau, else under one of the attacks of `adversarial`, which semicolons part; "tet" and "e-rsct"
+            (`stochade.train.temporal`), which one attack may join.
+        augment: "crop flip", "crop=2", ... (`stochade.train.augment`); "": images as they are.
         elbo: whether the divergences of LWTA layers join the loss.
         l1, l2: penalties on every layer's weights.
         slope: whether binary units' slopes are annealed.
@@ -49,8 +54,9 @@ class Training(_Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: str = ""
     objective: Literal[
-        "", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta", "mixture", "extra-class"
-    ] = ""
+        "", "reinforce", "pni", "lwta", "galloway", "lab-report", "lab-report-lwta", "mixture", "extra-class", "tet",
+        "e-rsct",
+    ] = ""  # fmt: skip
     adversarial: str = ""
     tau: Share = 0.5
     start: Annotated[int, Field(ge=0)] = 0
@@ -58,16 +64,21 @@ class Training(_Table):
     l1: Annotated[float, Field(ge=0)] = 0.0
     l2: Annotated[float, Field(ge=0)] = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
+    augment: str = ""
 
     @model_validator(mode="after")
     def _parses(self):
         if self.objective in ("extra-class", "mixture") and not self.attacks():
             raise ValueError(f"objective {self.objective!r} needs attacks in adversarial")
+        if self.objective in NAMES and (self.elbo or len(self.attacks()) > 1):
+            beside = "elbo" if self.elbo else "several attacks"
+            raise ValueError(f"objective {self.objective!r} is a loss of its own: not with {beside}")
         try:
+            parse_augment(self.augment)
             parse_schedule(self.schedule or "constant", self.epochs)
             for text in self.attacks():
                 attack = parse_attack(text, Linf(0.1))
-                if names_codes(text) and self.objective:
+                if names_codes(text) and self.objective not in ("", *NAMES):
                     raise ValueError(f"{text!r} trains on codes, without an objective beside it ({self.objective!r})")
                 if names_codes(text):
                     AdversarialCodes(attack)
@@ -78,6 +89,13 @@ class Training(_Table):
     def attacks(self) -> list[str]:
         """The attacks of training, one text each."""
         return [text.strip() for text in self.adversarial.split(";") if text.strip()]
+
+    def told(self) -> dict[str, Any]:
+        """What networks are kept by. A field that came after networks had been kept counts where it is set, so that
+        they stay what they are."""
+        dump = self.model_dump()
+        new = [key for key in LATER if dump[key] == type(self).model_fields[key].default]
+        return {key: value for key, value in dump.items() if key not in new}
 
 
 class Change(_Table):
@@ -98,6 +116,8 @@ class Network(_Table):
         audited: whether the adaptive column is measured for it.
         before: name of another network of the recipe whose weights it starts from and keeps (no training of its
             own): a control that only changes the forward.
+        teacher: name of another network of the recipe that teaches this one, for the objective "e-rsct".
+        seed: added to the recipe's; beside a row of equal settings this is a second training of it.
         encodings: how many encodings its logits are the mean of once it is trained (`models.encoded.Aggregated`).
     """
 
@@ -107,6 +127,8 @@ class Network(_Table):
     training: Training = Training()
     audited: bool = True
     before: str = ""
+    teacher: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
     encodings: Count = 1
     smoke: Change = Change()
     small: Change = Change()
@@ -124,8 +146,9 @@ class Network(_Table):
             for option in change.options:
                 if option not in known:
                     raise ValueError(f"{model!r} has no option {option!r}; options: {', '.join(known) or 'none'}")
-        for scale in SCALES:
-            self.at(scale)
+        taught = [self.at(scale)[1].objective == "e-rsct" for scale in SCALES]
+        if any(taught) != bool(self.teacher):
+            raise ValueError("objective 'e-rsct' and teacher go together: the name of a row above")
         return self
 
     def model_at(self, scale: str) -> str:
@@ -267,8 +290,10 @@ class Recipe(_Table):
             if p.what == "attack" and p.attack not in labels:
                 raise ValueError(f"published: no attack is called {p.attack!r}")
         for n in self.network:
-            if n.before and n.before not in names[: names.index(n.name)]:
-                raise ValueError(f"network {n.name!r} comes before={n.before!r}, which is not above it")
+            above = names[: names.index(n.name)]
+            for key, other in (("before", n.before), ("teacher", n.teacher)):
+                if other and other not in above:
+                    raise ValueError(f"network {n.name!r} has {key}={other!r}, which is not above it")
         if self.transfer and self.transfer_budget is None:
             raise ValueError("transfer needs transfer_budget")
         return self

@@ -1,5 +1,6 @@
 """Training: `train(model, train_images, validation_images, epochs=...)`."""
 
+from stochade.train.augment import Augment, parse_augment
 from stochade.train.checks import LabelledImages
 from stochade.train.codes import AdversarialCodes
 from stochade.train.loop import History, train
@@ -18,6 +19,7 @@ __all__ = [
     "TET",
     "Adversarial",
     "AdversarialCodes",
+    "Augment",
     "Constant",
     "Cosine",
     "Distilled",
@@ -36,6 +38,7 @@ __all__ = [
     "adversarial",
     "lab_report_mixture",
     "optimizer_named",
+    "parse_augment",
     "parse_schedule",
     "standard",
     "train",

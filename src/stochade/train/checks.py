@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stochade.errors import BudgetError, DataError, LabelsError, LogitsError, ModelError
+from stochade.errors import BudgetError, DataError, ImagesError, LabelsError, LogitsError, ModelError
 from stochade.randomness import untouched
 
 
@@ -38,6 +38,15 @@ def check(
     for name, images in (("training", train_images), ("validation", validation_images)):
         if len(images) == 0:
             raise DataError(f"at least one {name} image", "none")
+
+
+def check_augment(augment: Any, images: LabelledImages, seed: int) -> None:
+    """ImagesError unless augmented images are as the ones before: looked at on the first two."""
+    x, _ = images[0 : min(2, len(images))]
+    told = augment(x, torch.arange(len(x)), seed=seed, epoch=0)
+    if not isinstance(told, Tensor) or told.shape != x.shape or told.dtype != x.dtype:
+        got = f"{told.dtype} {list(told.shape)}" if isinstance(told, Tensor) else type(told).__name__
+        raise ImagesError(f"augmented images {x.dtype} {list(x.shape)}", got)
 
 
 def probe(model: nn.Module, images: LabelledImages) -> int:

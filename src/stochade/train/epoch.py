@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from stochade.errors import ModelError
 from stochade.nn.binary import _SlopedUnit
 from stochade.randomness import forked, seed_for
+from stochade.train.augment import Augment
 from stochade.train.checks import LabelledImages, checked_labels
 from stochade.train.objectives import TrainingObjective, measured
 from stochade.train.optimizers import scale_rates
@@ -44,6 +45,7 @@ class EpochRunner:
     lr: float
     classes: int
     line: LiveLine
+    augment: Augment | None = None
 
     def __call__(self, epoch: int, train_images: LabelledImages, validation_images: LabelledImages) -> Epoch:
         started = time.perf_counter()
@@ -84,7 +86,10 @@ class EpochRunner:
         terms: dict[str, list[Tensor]] = {}
         weights: dict[str, list[int]] = {}
         for number in range(batches_of(len(images), self.batch)):
-            x, y = self._to_device(images[order[number * self.batch : (number + 1) * self.batch]])
+            index = order[number * self.batch : (number + 1) * self.batch]
+            x, y = self._to_device(images[index])
+            if self.augment is not None:
+                x = self.augment(x, torch.as_tensor(index), seed=self.seed, epoch=epoch)
             seed = seed_for(self.seed, "attack", epoch, number)
             told = measured(self.objective, self.forward, x, y, model=self.model, seed=seed, epoch=epoch)
             self.optimizer.zero_grad()

@@ -13,7 +13,8 @@ from stochade.errors import BudgetError, UsageError
 from stochade.nn import slope_annealing
 from stochade.progress import progress as show_progress
 from stochade.randomness import forked
-from stochade.train.checks import LabelledImages, check, probe
+from stochade.train.augment import Augment
+from stochade.train.checks import LabelledImages, check, check_augment, probe
 from stochade.train.epoch import EpochRunner, batches_of
 from stochade.train.fabric import make_fabric, quiet
 from stochade.train.objectives import Standard, TrainingObjective
@@ -65,6 +66,7 @@ def train(
     schedule: Callable[[int], float] | None = None,
     patience: int | None = None,
     tensorboard: bool = False,
+    augment: Augment | None = None,
 ) -> History:
     """Train in place: afterwards the model holds the weights of its best epoch on the validation images.
 
@@ -92,6 +94,8 @@ def train(
         schedule: epoch -> factor of the learning rate, one of `stochade.train.schedules`; None keeps it constant.
         patience: stop after so many epochs without a better one on the validation images; None: never.
         tensorboard: write `out`/tensorboard as well (needs stochade[tensorboard]).
+        augment: changes training images before each step, `Augment()` or `(x, index, *, seed, epoch) -> x`; None
+            leaves them as they are.
 
     Raises:
         BudgetError: numbers of epochs, images per batch, a patience or a learning rate that make no sense.
@@ -111,6 +115,8 @@ def train(
             raise UsageError("out= for tensorboard", "None", "TensorBoard's files go into that folder")
         board_writer()
     classes = probe(model, train_images)
+    if augment is not None:
+        check_augment(augment, train_images, seed)
     folder = None if out is None else Path(out)
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -129,6 +135,8 @@ def train(
         "precision": precision or "32-true",
         "data": [fingerprint_of(train_images), fingerprint_of(validation_images)],
     }
+    if augment is not None:
+        settings["augment"] = named(augment)
     try:
         with quiet(), forked():
             fabric = make_fabric(device, precision)
@@ -143,8 +151,9 @@ def train(
             with show_progress("training", epochs * steps, progress, min(resumed, epochs) * steps) as tick:
                 line = LiveLine(tick, epochs, steps)
                 run = EpochRunner(
-                    fabric, model, forward, stepper, objective, seed, batch, slope, schedule, rates, lr, classes, line
-                )
+                    fabric, model, forward, stepper, objective, seed, batch, slope, schedule, rates, lr, classes,
+                    line, augment,
+                )  # fmt: skip
                 for epoch in range(resumed, epochs):
                     if _impatient(state, patience):
                         break

@@ -5,7 +5,9 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
+from stochade.describe import fingerprint_model
 from stochade.train.checks import LabelledImages
 
 
@@ -22,6 +24,8 @@ def named(thing: object) -> str:
     name = type(thing).__qualname__
     if is_dataclass(thing):
         return f"{name}({', '.join(f'{f.name}={named(getattr(thing, f.name))}' for f in fields(thing))})"
+    if isinstance(thing, nn.Module):
+        return f"{name}, weights {fingerprint_model(thing)[:16]}"
     text = repr(thing)
     return text if " at 0x" not in text else name
 

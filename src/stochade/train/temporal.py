@@ -1,5 +1,7 @@
 """Losses that look at every time step of a spiking network: TET, and distillation from a network without spikes.
 
+By name they are "tet" and "e-rsct" (`NAMES`), on their own or around an attack (`temporal`).
+
 wu2024's E-RSCT (section 3.5, equations 15 and 16) is `Distilled(teacher)` on a network of randomized smoothing codes:
 lambda KL + the loss of its reference 8 (Deng et al. 2022, temporal efficient training). It names neither the teacher,
 nor a temperature, nor what follows the bar in its divergence; see `Distilled`.
@@ -19,6 +21,19 @@ from stochade.nn.over_time import OverTime
 from stochade.randomness import forked, untouched
 from stochade.train.objectives import TrainingObjective, measured
 
+NAMES = ("tet", "e-rsct")
+
+
+def over_time(model: nn.Module) -> OverTime:
+    """The one network over time of a model; ModelError where there is none, or several."""
+    networks = [module for module in model.modules() if isinstance(module, OverTime)]
+    if len(networks) != 1:
+        raise ModelError(
+            "a model with one network over time (stochade.nn.over_time.OverTime)", f"{len(networks)}",
+            "train others by the standard objective",
+        )  # fmt: skip
+    return networks[0]
+
 
 @contextmanager
 def logits_over_time(model: nn.Module) -> Iterator[list[Tensor]]:
@@ -28,18 +43,13 @@ def logits_over_time(model: nn.Module) -> Iterator[list[Tensor]]:
     Raises:
         ModelError: a model that is not one network over time.
     """
-    networks = [module for module in model.modules() if isinstance(module, OverTime)]
-    if len(networks) != 1:
-        raise ModelError(
-            "a model with one network over time (stochade.nn.over_time.OverTime)", f"{len(networks)}",
-            "train others by the standard objective",
-        )  # fmt: skip
+    network = over_time(model)
     told: list[Tensor] = []
 
     def tell(_body: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         told.append(output)
 
-    handle = networks[0].body.register_forward_hook(tell)
+    handle = network.body.register_forward_hook(tell)
     try:
         yield told
     finally:
@@ -76,18 +86,15 @@ class TET:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with logits_over_time(model) as told:
             logits = forward(x)
-        over_time = told[0]
-        steps = len(over_time)
-        if over_time.shape[1] != len(y):
+        steps, each = len(told[0]), told[0]
+        if each.shape[1] != len(y):
             raise ModelError(
-                f"logits over time of {len(y)} images",
-                f"{over_time.shape[1]}",
-                "train one encoding, aggregate afterwards",
+                f"logits over time of {len(y)} images", f"{each.shape[1]}", "train one encoding, aggregate afterwards"
             )
-        ce = F.cross_entropy(over_time.flatten(0, 1), y.repeat(steps))
+        ce = F.cross_entropy(each.flatten(0, 1), y.repeat(steps))
         terms = {"ce": (1 - self.weight) * ce}
         if self.weight:
-            terms["mse"] = self.weight * (over_time - self.target).square().mean()
+            terms["mse"] = self.weight * (each - self.target).square().mean()
         return sum(terms.values(), ce.new_zeros(())), logits, terms
 
 
@@ -145,3 +152,42 @@ class Distilled:
         divergence = (first.exp() * (first - second)).sum(1).mean()
         terms = dict(terms) | {"kd": self.weight * self.temperature**2 * divergence}
         return loss + terms["kd"], logits, terms
+
+
+def temporal(
+    name: str, model: nn.Module | None, teacher: nn.Module | None,
+    attacked: Callable[[TrainingObjective], TrainingObjective] = lambda inner: inner,
+) -> TrainingObjective:  # fmt: skip
+    """The objective "tet" or "e-rsct" of a model, around which an attack may be put.
+
+    Adversarial training by "tet" has the loss of every step on what is attacked. In "e-rsct" the divergence joins
+    outside: the teacher sees the images as they are, never those of the attack, which need not fool it the same way;
+    the student's logits are those of the clean batch where it counts, else of the attacked one.
+
+    Args:
+        model: what is trained; None where there is none yet.
+        teacher: of "e-rsct", on the device of the images.
+        attacked: inner objective -> the same on attacked images or codes.
+
+    Raises:
+        UsageError: another name, "e-rsct" without a teacher, or a teacher of another objective. ModelError: a model
+            without one network over time, or a teacher of other images or classes.
+    """
+    if name not in NAMES:
+        raise UsageError(f"an objective among {', '.join(NAMES)}", repr(name))
+    if (teacher is not None) != (name == "e-rsct"):
+        raise UsageError(
+            "a teacher for e-rsct, and for nothing else", f"{'none' if teacher is None else 'one'} for {name}"
+        )
+    if model is not None:
+        over_time(model)
+    if teacher is None:
+        return attacked(TET())
+    ours, theirs = (getattr(m, "description", None) for m in (model, teacher))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        asked, got = ((d["input_shape"], d["classes"]) for d in (ours, theirs))
+        if asked != got:
+            raise ModelError(
+                f"a teacher of images {asked[0]} and {asked[1]} classes", f"one of {got[0]} and {got[1]}"
+            )
+    return Distilled(teacher, inner=attacked(TET()))
