@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-peers bench lint clean
+.PHONY: demo test test-slow test-peers test-triton bench lint clean
 .DEFAULT_GOAL := help
 
 $(STAMP): constraints.txt pyproject.toml
@@ -19,6 +19,7 @@ help:
 	@echo "make test       the test-suite (minutes)"
 	@echo "make test-slow  statistical checks over hundreds of seeds"
 	@echo "make test-peers neurons and adapters against the libraries they follow, in an environment of their own"
+	@echo "make test-triton the Triton kernels on an interpreter and through their compiler, without a GPU"
 	@echo "make bench      cost against the floor, and the peers where their environment exists"
 	@echo "make lint       ruff and pyright"
 
@@ -41,6 +42,15 @@ $(PEERS)/.installed: constraints.txt
 
 test-peers: $(STAMP) $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers
+
+TRITON := .venv-triton
+$(TRITON)/.installed: constraints.txt
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" numpy triton==3.9.0
+	touch $@
+
+test-triton: $(STAMP) $(TRITON)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/peers/test_lif_triton.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/pgd_cost.py

@@ -101,11 +101,12 @@ def listing() -> dict[str, dict[str, str]]:
 
 
 def doctor() -> dict[str, str]:
-    """Versions, devices and data of this machine."""
+    """Versions, devices, kernels and data of this machine. Compiles kernels that were not compiled before."""
     import torch
 
     from stochade import __version__
     from stochade.describe import processor
+    from stochade.native import gpu, status
     from stochade.targets import cache_folder
 
     devices = ["cpu"]
@@ -119,6 +120,8 @@ def doctor() -> dict[str, str]:
         "torch": torch.__version__,
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "devices": ", ".join(devices),
+        "kernels in C": ", ".join(f"{name} {told}" for name, told in status().items()),
+        "kernels in Triton": f"lif {gpu.status()}",
         "cache": str(cache_folder()),
         "data digits": "bundled",
     }

@@ -1,6 +1,7 @@
-"""Calls of `lif.c`: integrate-and-fire neurons over a whole sequence, and the gradient through them (float32, CPU).
+"""Integrate-and-fire neurons over a whole sequence, and the gradient through them: calls of `lif.c` (float32, CPU),
+and of `lif_triton.py` where the tensors lie on a GPU.
 
-Neurons are split over `torch.get_num_threads()` threads; results do not depend on how many there are.
+On the CPU neurons are split over `torch.get_num_threads()` threads; results do not depend on how many there are.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stochade.native import gpu
 from stochade.native.build import load
 from stochade.native.tensors import readable
 from stochade.native.threads import parts, spread
@@ -47,6 +49,8 @@ class Neurons:
 
 def suits(*tensors: Tensor) -> bool:
     """Whether the kernels take these, [T, ...], and can be had (compiles them on first use)."""
+    if gpu.holds(tensors[0]):
+        return gpu.suits(*tensors)
     return readable(*tensors) and all(t.numel() > 0 for t in tensors) and load("lif") is not None
 
 
@@ -56,6 +60,8 @@ def forward(x: Tensor, neurons: Neurons) -> Tensor:
     Raises:
         MemoryError: no room for the potentials of a block.
     """
+    if gpu.holds(x):
+        return gpu.kernels(x.device).forward(x, neurons)
     x = x.contiguous()
     out = torch.empty_like(x)
     rule, call, addresses = _rule(x, neurons), _kernels().forward, (x.data_ptr(), out.data_ptr())
@@ -71,6 +77,8 @@ def backward(
     Raises:
         MemoryError: as `forward`.
     """
+    if gpu.holds(x):
+        return gpu.kernels(x.device).backward(x, upstream, neurons, for_decay, decayed_input)
     x, upstream = x.contiguous(), upstream.contiguous()
     out = torch.empty_like(x)
     rule, call = _rule(x, neurons), _kernels().backward

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-_PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory, or mean something else by it
+PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may have no memory, or mean something else by it
 
 
 def recorded() -> bool:
@@ -23,5 +23,5 @@ def readable(*tensors: Tensor) -> bool:
     """Whether these are real float32 tensors on the CPU whose memory holds their values, and nobody is recording
     what is done with them."""
     return not recorded() and all(
-        type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and not t.is_neg() for t in tensors
+        type(t) in PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and not t.is_neg() for t in tensors
     )
