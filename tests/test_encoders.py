@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from scipy.stats import binomtest, norm
 
 from stochade.attacks.flip_budgets import coupled_flips, encoding_randomness, independent_flips
-from stochade.errors import BudgetError, UsageError
+from stochade.errors import BudgetError, ImagesError, UsageError
 from stochade.nn import backward_as, forward_as, scope_of
 from stochade.nn.encoders import BernoulliRate, Direct, SignedRate, mean_over
 from stochade.nn.encoders_gaussian import RSC, clamped_mean, clamped_variance
@@ -283,3 +283,18 @@ def test_other_refusals():
         mean_over(torch.rand(2, 1, 2, 2), "image")
     with pytest.raises(UsageError, match="float images"):
         mean_over(torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("encoder", [BernoulliRate(3), SignedRate(3, 0.4), SignedRate(3), Latency(3)])
+def test_what_would_become_silent_codes_is_refused(encoder):
+    """NaN compares as no spike, and whole numbers are all clipped to one."""
+    x = torch.full((4, 1, 2, 2), 0.5)
+    for place, value in ((2, torch.nan), (1, torch.inf), (3, -torch.inf)):
+        wrong = x.clone()
+        wrong[place, 0, 1, 1] = value
+        with pytest.raises(ImagesError, match=f"NaN or infinity in 1 images, first {place}"):
+            encoder(wrong)
+    for kind, told in ((torch.uint8, "divide by 255"), (torch.long, "cast to float"), (torch.bool, "cast to float")):
+        with pytest.raises(ImagesError, match=f"dtype {kind}.*{told}"):
+            encoder(torch.ones(4, 1, 2, 2, dtype=kind))
+    encoder(torch.full((2, 1, 1, 1), 3e38))  # finite, though their sum is not

@@ -9,6 +9,7 @@ from stochade.attacks.threats import Ball, Linf
 from stochade.describe import as_call, describe
 from stochade.errors import BudgetError, ThreatError, UsageError
 from stochade.evaluate.intervals import Estimate
+from stochade.evaluate.records import threat_key, threat_words
 
 FAR = 0.1  # a replication so far from the published accuracy suggests another model
 DEFAULT = 0.1  # linf budget where neither a threat nor a claim says one
@@ -133,11 +134,11 @@ def card_of(audit) -> Card | None:
             "data, or its attack told the model the label."
         )
     verdict.append(last)
-    if (threat["norm"], threat["eps"]) != (audit.threat["norm"], audit.threat["eps"]):
+    if threat_key(threat) != threat_key(audit.threat):
         tried = sum(n != "clean" for n in records.within(threat))
         verdict.append(
-            f"The audit searched inside {_threat(audit.threat)}, the claim is about {_threat(threat)}, where only "
-            f"{tried} of its attacks count: an audit at the claim's threat may find less."
+            f"The audit searched inside {threat_words(audit.threat)}, the claim is about {threat_words(threat)}, "
+            f"where only {tried} of its attacks count: an audit at the claim's threat may find less."
         )
     return Card(
         attack, name, threat, audit.claim, clean, replicated, found, replicates, survives, undercut, verdict,
@@ -189,10 +190,6 @@ def _survival(published: float | None, replicated: Estimate, found: Estimate) ->
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _threat(threat: dict) -> str:
-    return f"{threat['norm']} {threat['eps']:.4g}"
 
 
 def repeat_call(

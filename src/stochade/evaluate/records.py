@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stochade.attacks.flips import in_words
 from stochade.errors import RecordsError, ThreatError
 from stochade.evaluate import intervals
 from stochade.evaluate.intervals import Estimate
@@ -13,6 +14,7 @@ from stochade.evaluate.intervals import Estimate
 SCHEMA = 2
 KINDS = ("single", "vote", "all")
 CLEAN = "clean"
+ON_CODES = ("flips", "fixed-flips")
 WORST = "worst"
 
 
@@ -34,6 +36,7 @@ class AttackRecord:
         images: {row: float32 [C,H,W]} of the first kept rows.
         info: {"attack": described, "threat": {"norm", "eps"} or None, "label": text}, "minimal": True for
             minimum-norm attacks, "members": [names] for suites.
+        threat: that of `info`, {"norm", "eps"} or None, and for codes {"per", "alphabet"}.
     """
 
     predictions: np.ndarray
@@ -55,7 +58,21 @@ class AttackRecord:
 
     @property
     def threat(self) -> dict | None:
-        return self.info.get("threat")
+        threat = self.info.get("threat")
+        if threat is None or threat["norm"] not in ON_CODES or "alphabet" in threat:
+            return threat
+        letters = _letters(self.info.get("attack"))
+        return threat if letters is None else threat | {"alphabet": letters}
+
+
+def _letters(described: object) -> str | None:
+    """The alphabet in the description of an attack on codes, or of one inside it."""
+    if not isinstance(described, dict):
+        return None
+    letters = described.get("alphabet")
+    if isinstance(letters, list | tuple):
+        return "signed" if min(letters) < 0 else "binary"
+    return next((found for part in described.values() if (found := _letters(part)) is not None), None)
 
 
 class Records:
@@ -164,10 +181,10 @@ class Records:
         `threat` is a Threat or {"norm", "eps"}; None needs all attacks to share one threat.
         """
         threats = {n: r.threat for n, r in self.attacks.items() if r.threat is not None}
-        distinct = {(t["norm"], t["eps"], t.get("per")) for t in threats.values()}
+        distinct = {threat_key(t): threat_words(t) for t in threats.values()}
         if threat is None:
             if len(distinct) > 1:
-                shown = ", ".join(sorted(f"{norm}={eps:.4g}" for norm, eps, _ in distinct))
+                shown = ", ".join(sorted(distinct.values()))
                 raise ThreatError("one threat for 'worst'", f"attacks under {shown}", "pass threat=Linf(0.3), say")
             return list(self.attacks)
         wanted = threat_info(threat)
@@ -227,18 +244,47 @@ class Records:
 
 
 def threat_info(threat) -> dict | None:
-    """A threat as plain data: {"norm": "linf", "eps": 0.3}; None stays None, dicts pass."""
+    """A threat as plain data: {"norm": "linf", "eps": 0.3}; {"norm": "flips", "eps": 5.0, "per": "frame", "alphabet":
+    "signed"}; None stays None, dicts pass."""
     if threat is None or isinstance(threat, dict):
         return threat
     info = {"norm": getattr(threat, "name", type(threat).__name__), "eps": float(threat.size)}
     if getattr(threat, "per", "value") != "value":
         info["per"] = threat.per
+    if info["norm"] in ON_CODES:
+        info["alphabet"] = threat.letters
     return info
 
 
+def threat_key(threat) -> tuple | None:
+    """What makes two threats the same one."""
+    info = threat_info(threat)
+    return None if info is None else (info["norm"], float(info["eps"]), info.get("per"), info.get("alphabet"))
+
+
+def threat_words(threat) -> str:
+    """A threat in words: "linf 0.2", "l0 12 per pixel", "signed flips 10 in total"; empty for none."""
+    info = threat_info(threat)
+    if info is None:
+        return ""
+    if info["norm"] in ON_CODES:
+        words = in_words(info["eps"], info.get("alphabet"), info.get("per", "frame"))
+        return f"fixed {words}" if info["norm"] == "fixed-flips" else words
+    per = f" per {info['per']}" if info.get("per") else ""
+    return f"{info['norm']} {info['eps']:.4g}{per}"
+
+
 def _inside(inner: dict, outer: dict) -> bool:
-    same = inner["norm"] == outer["norm"] and inner.get("per", "value") in ("value", outer.get("per", "value"))
-    return same and inner["eps"] <= outer["eps"] * (1 + 1e-9)
+    """Whether what `inner` allows `outer` allows. Flips fixed before the encoding is drawn are flips of it; k flips
+    in total are at most k in every frame; old records of codes may not say their alphabet."""
+    if inner["eps"] > outer["eps"] * (1 + 1e-9):
+        return False
+    if outer["norm"] in ON_CODES and inner["norm"] in ON_CODES:
+        letters = inner.get("alphabet"), outer.get("alphabet")
+        spelled = letters[0] == letters[1] or None in letters or letters == ("binary", "signed")
+        fits = outer["norm"] == "flips" or inner["norm"] == "fixed-flips"
+        return spelled and fits and outer.get("per", "frame") in ("frame", inner.get("per", "frame"))
+    return inner["norm"] == outer["norm"] and inner.get("per", "value") in ("value", outer.get("per", "value"))
 
 
 def choose_worst(right: np.ndarray, last: int | None = None) -> np.ndarray:

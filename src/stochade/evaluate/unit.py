@@ -48,7 +48,10 @@ class Unit(NamedTuple):
 def attack_info(attack: object) -> dict:
     """The attack as plain data, for the records."""
     threat = getattr(attack, "threat", None)
-    info = {"attack": describe(attack), "threat": threat_info(threat), "label": str(threat) if threat else ""}
+    told = threat_info(threat)
+    if told is not None:  # the alphabet is in the attack's description: runs from before it was told are taken up
+        told.pop("alphabet", None)
+    info = {"attack": describe(attack), "threat": told, "label": str(threat) if threat else ""}
     if getattr(attack, "minimal", False):
         info["minimal"] = True
     if members := member_names(attack):

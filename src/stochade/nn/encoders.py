@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from stochade.errors import BudgetError, UsageError
+from stochade.errors import BudgetError, ImagesError, UsageError
 from stochade.nn.discrete import Discrete, Surrogate
 from stochade.nn.sampling import bernoulli
 
@@ -32,6 +32,22 @@ def check_floor(floor: object) -> float:
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor <= 0.5:
         raise UsageError("a least rate in [0, 0.5]", repr(floor), "0 leaves the rates alone")
     return float(floor)
+
+
+def check_pixels(x: Tensor) -> Tensor:
+    """x, when it is floating point and finite; ImagesError otherwise: a comparison with NaN is no spike, without a
+    word, and whole numbers would all be clipped to 1. Compiled models are not checked for NaN, which would cut them
+    in two."""
+    if not x.is_floating_point():
+        hint = "divide by 255" if x.dtype == torch.uint8 else "cast to float and scale to [0,1]"
+        raise ImagesError("float images in [0,1] to encode", f"dtype {x.dtype}", hint)
+    if torch.compiler.is_compiling():
+        return x
+    total = x.detach().sum()  # NaN and infinity survive a sum
+    if not (bool(torch.isfinite(total)) or bool(torch.isfinite(x.detach()).all())):
+        bad = (~torch.isfinite(x.detach())).flatten(1).any(1).nonzero()[:, 0]
+        raise ImagesError("finite pixels to encode", f"NaN or infinity in {len(bad)} images, first {int(bad[0])}")
+    return x
 
 
 Mean = float | Sequence[float] | Tensor
@@ -148,7 +164,8 @@ class BernoulliRate(_Rate):
         floor: eta, the least rate of firing and of silence, in [0, 1/2]; 0: the pixel itself.
 
     Raises:
-        BudgetError: fewer than one step. UsageError: a floor outside [0, 1/2].
+        BudgetError: fewer than one step. UsageError: a floor outside [0, 1/2]. ImagesError (when called): images that
+            are not float, or not finite.
     """
 
     scope = "example"
@@ -156,6 +173,9 @@ class BernoulliRate(_Rate):
 
     def __init__(self, steps: int = 8, floor: float = 0.0):
         super().__init__(steps, floor, _rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(check_pixels(x))
 
     def hard(self, x: Tensor) -> Tensor:
         return bernoulli(_rate(x, self.steps, self.floor))
@@ -176,7 +196,7 @@ class SignedRate(_Rate):
 
     Raises:
         BudgetError: fewer than one step. UsageError: a mean outside [0, 1] or of another shape than the images, a
-            floor outside [0, 1/2].
+            floor outside [0, 1/2]. ImagesError (when called): images that are not float, or not finite.
     """
 
     scope = "example"
@@ -189,7 +209,7 @@ class SignedRate(_Rate):
         self.register_buffer("mean", as_mean(mean))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(centred(x, self.mean))
+        return super().forward(centred(check_pixels(x), self.mean))
 
     def hard(self, x: Tensor) -> Tensor:
         rate = _signed_rate(x, self.steps, self.floor)

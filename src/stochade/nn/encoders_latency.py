@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stochade.nn.discrete import Discrete, Surrogate
-from stochade.nn.encoders import check_steps, repeat_over_time
+from stochade.nn.encoders import check_pixels, check_steps, repeat_over_time
 
 
 def spike_time(x: Tensor, steps: int) -> Tensor:
@@ -38,7 +38,7 @@ class Latency(Discrete):
         steps: time steps T.
 
     Raises:
-        BudgetError: fewer than one step.
+        BudgetError: fewer than one step. ImagesError (when called): images that are not float, or not finite.
     """
 
     scope = "none"
@@ -54,6 +54,9 @@ class Latency(Discrete):
             {"mean-field": shared, "warm": soft},
         )
         self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(check_pixels(x))
 
     def hard(self, x: Tensor) -> Tensor:
         time = spike_time(x, self.steps).round().long().unsqueeze(1)

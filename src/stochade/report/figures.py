@@ -9,7 +9,7 @@ import numpy as np
 from stochade.audit.result import Audit
 from stochade.evaluate.intervals import Estimate
 from stochade.evaluate.records import CLEAN, KINDS
-from stochade.report.rows import is_random, number, threat_text
+from stochade.report.rows import is_random, norm_text, number, threat_text
 
 _STYLES = (  # colour on the page, marker, line: told apart without colour too
     ("single", "circle", "solid"),
@@ -84,7 +84,7 @@ def _curve(audit: Audit, name: str) -> Figure | None:
     if name == "budget" and CLEAN in records.attacks and all(x > 0 for line in series.values() for x, _ in line):
         series = {label: [(0.0, CLEAN), *line] for label, line in series.items()}
     title, note, axis = _CURVES.get(name, (f"Accuracy over {name}", "", name))
-    axis = f"budget ({audit.threat['norm']})" if name == "budget" else axis
+    axis = f"budget ({norm_text(audit.threat)})" if name == "budget" else axis
     several = len(series) > 1
     kinds = KINDS if is_random(records) and not several else ("single",)
     data, rows = [], []

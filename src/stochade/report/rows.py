@@ -9,7 +9,7 @@ from stochade.audit.findings import SEVERITIES, Finding
 from stochade.audit.result import Audit
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
-from stochade.evaluate.records import CLEAN, KINDS, WORST, Records, threat_info
+from stochade.evaluate.records import CLEAN, KINDS, ON_CODES, WORST, Records, threat_info, threat_key, threat_words
 
 UNKNOWN = "–"
 
@@ -133,24 +133,25 @@ def shared_threats(records: Records, at_least: int = 2) -> list[dict]:
     return [same[0] for same in seen.values() if len(same) >= at_least]
 
 
-def threat_key(threat) -> tuple | None:
-    """What makes two threats the same one."""
-    info = threat_info(threat)
-    return None if info is None else (info["norm"], float(info["eps"]), info.get("per"))
-
-
 def is_random(records: Records) -> bool:
     """Whether any prediction differs between draws."""
     return any((r.predictions != r.predictions[:, :1]).any() for r in records.attacks.values())
 
 
 def threat_text(threat) -> str:
-    """A threat in words: "linf 0.2", "linf 8/255", "l0 12 per pixel"; empty for none."""
+    """A threat in words: "linf 0.2", "linf 8/255", "l0 12 per pixel", "flips 10 in total"; empty for none."""
     info = threat_info(threat)
-    if info is None:
-        return ""
+    if info is None or info["norm"] in ON_CODES:
+        return threat_words(info)
     per = f" per {info['per']}" if info.get("per") else ""
     return f"{info['norm']} {budget_text(info['eps'])}{per}"
+
+
+def norm_text(threat: dict) -> str:
+    """What a budget counts: "linf", "signed flips per frame"."""
+    if threat["norm"] not in ON_CODES:
+        return threat["norm"]
+    return threat_words(threat | {"eps": 0.0}).replace("flips 0 ", "flips ")
 
 
 def budget_text(eps) -> str:

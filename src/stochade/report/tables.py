@@ -9,7 +9,7 @@ from pathlib import Path
 from stochade.audit.result import Audit
 from stochade.errors import RecordsError
 from stochade.evaluate.intervals import Estimate
-from stochade.evaluate.records import KINDS, WORST, Records, threat_info
+from stochade.evaluate.records import KINDS, ON_CODES, WORST, Records, threat_info, threat_key
 from stochade.report.rows import (
     UNKNOWN,
     Row,
@@ -17,7 +17,6 @@ from stochade.report.rows import (
     interval_text,
     members_text,
     shared_threats,
-    threat_key,
     threat_text,
     unpack,
     worst_row,
@@ -185,7 +184,9 @@ def _csv(runs: list[Run], kinds: tuple[str, ...]) -> str:
     names = [column.replace(" ", "_") for column in columns]
     limits = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     suites = ["broken_by_member"] if any(row.members for run in runs for row in run.rows.values()) else []
-    writer.writerow(["run", "attack", "norm", "eps", *limits, "examples", "draws", *suites])
+    rows = [row for run in runs for row in run.rows.values() if row.threat is not None]
+    codes = ["per", "alphabet"] if any(row.threat["norm"] in ON_CODES for row in rows) else []
+    writer.writerow(["run", "attack", "norm", "eps", *codes, *limits, "examples", "draws", *suites])
     for key in _keys(runs):
         for run in runs:
             if key not in run.rows:
@@ -197,7 +198,8 @@ def _csv(runs: list[Run], kinds: tuple[str, ...]) -> str:
             shown = ["" if n is None else repr(float(n)) for n in numbers]
             counts = [scores[0].examples, scores[0].draws]
             members = ["; ".join(f"{m.name}={m.broken}" for m in row.members)] if suites else []
-            writer.writerow([run.name, row.name, threat["norm"], threat["eps"], *shown, *counts, *members])
+            letters = [threat.get(part, "") for part in codes]
+            writer.writerow([run.name, row.name, threat["norm"], threat["eps"], *letters, *shown, *counts, *members])
     return out.getvalue()
 
 
@@ -246,5 +248,7 @@ def _tex_cell(estimate: Estimate) -> str:
 def _tex_threat(threat: dict | None) -> str:
     if threat is None:
         return "--"
+    if threat["norm"] in ON_CODES:
+        return _tex(threat_text(threat))
     norm, rest = threat_text(threat).split(" ", 1)
     return f"{_NORMS.get(norm, _tex(norm))} {_tex(rest)}"
