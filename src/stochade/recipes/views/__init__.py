@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from stochade.recipes.result import Reproduction
 from stochade.recipes.views.attacked import amplified, attack_pictures
+from stochade.recipes.views.black_box import black_box
 from stochade.recipes.views.boundaries import decision_regions, toy_regions
 from stochade.recipes.views.codes import code_transfer, label_leaking
+from stochade.recipes.views.coding import coded_images, covariances, similar_codes
 from stochade.recipes.views.confidence import confidence
 from stochade.recipes.views.curves import accuracy_over_budget, train_test_gap
 from stochade.recipes.views.dropped import dropped
@@ -14,6 +16,7 @@ from stochade.recipes.views.gates import gates
 from stochade.recipes.views.gradients import gradients
 from stochade.recipes.views.landscapes import loss_landscape
 from stochade.recipes.views.linear import robust_linear
+from stochade.recipes.views.obfuscation import obfuscation
 from stochade.recipes.views.patterns import activation_patterns
 from stochade.recipes.views.pictures import distances, perturbations
 from stochade.recipes.views.probabilities import predicted_probabilities
@@ -22,6 +25,7 @@ from stochade.recipes.views.spiking import latencies, spike_rate_table
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.recipes.views.timing import time_per_image
 from stochade.recipes.views.toy import toy_gates
+from stochade.recipes.views.tradeoff import tradeoffs
 from stochade.recipes.views.tsne import tsne
 from stochade.report.document import Strip
 from stochade.report.figures import Figure
@@ -33,7 +37,13 @@ VIEWS: dict[str, View] = {
     "activation-patterns": activation_patterns,
     "added-norms": added_norms,
     "amplified": amplified,
+    "black-box": black_box,
     "code-transfer": code_transfer,
+    "coded-images": coded_images,
+    "covariances": covariances,
+    "obfuscation": obfuscation,
+    "similar-codes": similar_codes,
+    "tradeoff": tradeoffs,
     "label-leaking": label_leaking,
     "latencies": latencies,
     "spike-rates": spike_rate_table,
