@@ -35,7 +35,7 @@ def label_leaking(r: Reproduction) -> list[Figure]:
             gains.append(gain)
             above = "yes" if gain.low is not None and gain.low > 0 else "no"
             rows.append([name, attack.name, f"{budget:g}", mean(clean, shared=block), mean(right, shared=block)])
-            rows[-1] += [_points(gain), above]
+            rows[-1] += [points(gain), above]
         data.append(
             {"type": "bar", "name": name, "x": [f"{a.name}, k = {b:g}" for a, b in chosen],
              "y": [gain.value for gain in gains], "meta": {"colour": _COLOURS[index % len(_COLOURS)]}}
@@ -49,7 +49,7 @@ def label_leaking(r: Reproduction) -> list[Figure]:
     return [Figure("leaking", "Accuracy under attack less clean accuracy", note, data, layout, columns, rows, True)]
 
 
-def _points(e: Estimate) -> str:
+def points(e: Estimate) -> str:
     """`-3.2 [-5.0, -1.4]`: a difference of accuracies in points."""
     if e.value is None:
         return "–"
