@@ -5,6 +5,7 @@
  * Blocks of neurons are taken through all steps at once, so that nothing but x, s and gradients goes through memory: the
  * backward works out h again in a scratch of its own. Compiled without fused products and sums, so that h has ATen's
  * bits. */
+#include <float.h>
 #include <stdlib.h>
 
 #include "vectors.h"
@@ -25,6 +26,7 @@ typedef struct {
 
 INLINE vec all(float value) { return (vec){0} + value; }
 INLINE vec where(bits mask, vec a) { return (vec)((bits)a & mask); }
+INLINE vec finite(vec a) { return (vec)(((bits)all(FLT_MAX) & (a > FLT_MAX)) | ((bits)a & ~(a > FLT_MAX))); }
 INLINE vec size_of(vec a) { return (vec)((bits)a & 0x7fffffff); }
 
 INLINE void leave(float *p, vec v, int past) {
@@ -44,10 +46,10 @@ static void arrive(void) {
 #endif
 }
 
-/* exp to a few units in the last place, for negative numbers; from -87 on it stays (after Cephes, S. Moshier). */
+/* exp to a few units in the last place, for negative numbers; 0 below -87 (after Cephes, S. Moshier). */
 INLINE vec exponential(vec x) {
     const bits low = x < -87.0f;
-    x = (vec)(((bits)all(-87.0f) & low) | ((bits)x & ~low));
+    x = where(~low, x); /* whatever: the answer is not used */
     const vec magic = all(12582912.0f), n = x * 1.44269504089f + magic - magic; /* to the nearest integer */
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     vec y = x * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -56,7 +58,7 @@ INLINE vec exponential(vec x) {
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
-    return y * (vec)((__builtin_convertvector(n, bits) + 127) << 23);
+    return where(~low, y * (vec)((__builtin_convertvector(n, bits) + 127) << 23));
 }
 
 INLINE vec slope(const int profile, const Rule *r, vec u) {
@@ -112,8 +114,8 @@ INLINE double total(vec v) {
 }
 
 /* With p = dL/dh:  p[t] = up[t] slope(h[t]) + decay p[t+1] dv[t]/dh[t],  dx[t] = gain p[t]. Where `inner`, returns the
- * sum of p[t] (v[t-1] - inputs h[t]): the derivative with respect to the decay, times 1 - decay where inputs is 1. Lanes
- * behind the last neuron are 0 all the way. */
+ * sum of p[t] (v[t-1] - inputs h[t]): the derivative with respect to the decay, times 1 - decay where inputs is 1. No
+ * gradient comes from an infinite potential that is reset to 0. Lanes behind the last neuron are 0 all the way. */
 INLINE double back(const int hard, const int profile, const Rule *r, const float *h, const float *up, float *dx, float *p,
                    long count, int inner, float inputs, const float *wanted) {
     double sum = 0;
@@ -125,7 +127,8 @@ INLINE double back(const int hard, const int profile, const Rule *r, const float
         for (long i = 0; i < count; i += LANES) {
             const long some = count - i;
             __builtin_prefetch(ahead + i, 0, 2);
-            const vec here = get(potential + i), each = slope(profile, r, here - r->threshold);
+            const vec got = get(potential + i), here = hard ? finite(got) : got;
+            const vec each = slope(profile, r, got - r->threshold);
             vec now = (some >= LANES ? get(from + i) : get_some(from + i, some)) * each;
             if (t < r->steps - 1) {
                 const vec stays = hard ? (vec)((bits)all(1.0f) & ~(here >= r->threshold)) : all(1.0f);

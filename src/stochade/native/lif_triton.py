@@ -65,7 +65,7 @@ def forward_kernel(x, out, steps, neurons, decay, gain, threshold, HARD: tl.cons
 def backward_kernel(
     x, up, dx, sums, neurons, decay, gain, threshold, height, scale, centre, inputs,
     STEPS: tl.constexpr, HARD: tl.constexpr, ATTACHED: tl.constexpr, PROFILE: tl.constexpr, INNER: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, LARGEST: tl.constexpr = 3.4028234663852886e38,
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < neurons
@@ -84,6 +84,8 @@ def backward_kernel(
     for back in tl.static_range(STEPS):
         h = hs[STEPS - 1 - back]
         each = _slope(h - threshold, height, scale, centre, PROFILE)
+        if HARD:  # no gradient comes from an infinite potential that is reset to 0
+            h = tl.where(h > LARGEST, LARGEST, h)
         now = tl.load(up + i, mask=inside, other=0.0).to(tl.float32) * each
         if back > 0:  # dv/dh
             stays = tl.where(h >= threshold, 0.0, 1.0) if HARD else 1.0

@@ -3,8 +3,10 @@
     h[t] = decay v[t-1] + gain x[t]      s[t] = 1 where h[t] >= threshold, else 0      v[t] = reset(h[t], s[t])
 
 with v[-1] = 0. The operation keeps its input for the backward and nothing else: potentials are worked out again, a
-block of neurons at a time, in compiled kernels where they can be had (`native/lif.c`). Spikes are the loop's bit for
-bit, as long as potentials are finite.
+block of neurons at a time, in compiled kernels where they can be had: `native/lif.c`, and `native/lif_triton.py` on a
+GPU (tested on Triton's interpreter, not measured on a GPU). Spikes are the loop's bit for bit.
+
+A hard reset takes an infinite potential back too (it does not multiply by 0), and no gradient comes from there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -72,11 +74,12 @@ def loop(x: Tensor, decay: float | Tensor, dynamics: Dynamics, fire: Fire) -> Te
     wide = x.float() if x.dtype in _NARROW else x
     decay = decay.to(wide) if isinstance(decay, Tensor) else decay
     gain, v, out = dynamics.gain(decay), torch.zeros_like(wide[0]), []
+    most = max(dynamics.threshold, _largest(v) ** 0.5)  # products of upstream gradients with it stay finite
     for t, now in enumerate(wide.unbind(0)):
         h = decay * v + gain * now
         s = fire(t, h - dynamics.threshold)
         back = s.detach() if dynamics.detached else s
-        v = h * (1 - back) if dynamics.hard else h - dynamics.threshold * back
+        v = h.clamp(max=most) * (1 - back) if dynamics.hard else h - dynamics.threshold * back
         out.append(s)
     return torch.stack(out).to(x.dtype)
 
@@ -183,10 +186,15 @@ def _fire(
             _left(h, s, dynamics, v)
 
 
+def _largest(h: Tensor) -> float:
+    return torch.finfo(h.dtype).max
+
+
 def _left(h: Tensor, s: Tensor, dynamics: Dynamics, out: Tensor | None = None) -> Tensor:
     """Potentials after the reset."""
     if dynamics.hard:
-        return torch.addcmul(h, h, s, value=-1, out=out)
+        v = torch.clamp(h, max=_largest(h), out=out)
+        return v.addcmul_(v, s, value=-1)
     return torch.sub(h, s, alpha=dynamics.threshold, out=out)
 
 
@@ -207,6 +215,8 @@ def _backward(
         for t in range(len(xs) - 1, -1, -1):
             h, direct = hs[t], gain == 1 and outs[t].dtype == hs[t].dtype
             each = surrogate.derivative(h, dynamics.threshold) if weights is None else ws[t]
+            if dynamics.hard:
+                h.clamp_(max=_largest(h))
             p = torch.mul(ups[t], each, out=outs[t] if direct else None)
             if after is not None:
                 keep = _kept(h, each, decay, dynamics)

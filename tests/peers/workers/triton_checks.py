@@ -79,6 +79,12 @@ def interpret() -> list[dict]:
         x, layer = torch.randn(steps, 2, 700).to(dtype), LIF(0.5, 1.0, reset, FORMS["atan"], trainable=True)
         told = {"surrogate": "atan", "reset": reset, "steps": steps, "trainable": True, "beside": str(dtype)[6:]}
         rows.append(told | beside(layer, x, torch.randn(x.shape).to(dtype), torch.float32))
+    for name, detached in itertools.product(FORMS, (False, True)):
+        layer, x = LIF(0.7, 1.0, "hard", FORMS[name], decay_input=True, detach_reset=detached), torch.randn(5, 3, 40)
+        x[2, :, ::3] = torch.inf
+        told = {"surrogate": name, "reset": "hard", "steps": 5, "trainable": False, "beside": "infinite"}
+        if FORMS[name].primitive(torch.tensor(torch.inf)).isfinite():  # else the loop has no answer
+            rows.append(told | beside(layer, x, torch.randn(5, 3, 40), torch.float32))
     x = torch.randn(700, 4).t()  # not contiguous
     told = {"surrogate": "atan", "reset": "hard", "steps": 4, "trainable": False, "beside": "loop"}
     rows.append(told | beside(LIF(0.5, 1.0, "hard"), x, torch.randn(1, 1).expand(4, 700), torch.float32))
