@@ -1,0 +1,21 @@
+"""Certificates: what is proven about classifiers that are random or discrete."""
+
+from stochade.certify.bernoulli import RateCode, l1_radius
+from stochade.certify.gaussian import Gaussian, SmoothingCode, l2_radius
+from stochade.certify.procedure import ABSTAIN, Certificate, certify, certify_one, predict_one
+from stochade.certify.smoothing import Smoothing, check_independent
+
+__all__ = [
+    "ABSTAIN",
+    "Certificate",
+    "Gaussian",
+    "RateCode",
+    "Smoothing",
+    "SmoothingCode",
+    "certify",
+    "certify_one",
+    "check_independent",
+    "l1_radius",
+    "l2_radius",
+    "predict_one",
+]
