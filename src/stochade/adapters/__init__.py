@@ -7,19 +7,15 @@ from torch import nn
 
 from stochade.adapters.canary import check_gradients
 from stochade.adapters.norse import Norse
-from stochade.adapters.norse import neurons as _norse
 from stochade.adapters.snntorch import SNNTorch
-from stochade.adapters.snntorch import neurons as _snntorch
 from stochade.adapters.spikes import ForeignSpike
 from stochade.adapters.spikingjelly import SpikingJelly
-from stochade.adapters.spikingjelly import neurons as _spikingjelly
 from stochade.adapters.stateful import Adapted
 from stochade.errors import ModelError, UsageError
 
 __all__ = ["ADAPTERS", "Adapted", "ForeignSpike", "Norse", "SNNTorch", "SpikingJelly", "adapt", "check_gradients"]
 
 ADAPTERS: dict[str, type[Adapted]] = {"spikingjelly": SpikingJelly, "snntorch": SNNTorch, "norse": Norse}
-_NEURONS = {"spikingjelly": _spikingjelly, "snntorch": _snntorch, "norse": _norse}
 
 
 def adapt(model: nn.Module, *, kind: str | None = None, **options) -> Adapted:
@@ -38,7 +34,7 @@ def adapt(model: nn.Module, *, kind: str | None = None, **options) -> Adapted:
         raise UsageError(f"a kind, one of {', '.join(ADAPTERS)}", repr(kind))
     if not isinstance(model, nn.Module):
         raise ModelError("a network (nn.Module)", type(model).__name__, "pass the module itself")
-    kinds = [kind] if kind else [name for name, neurons in _NEURONS.items() if neurons(model)]
+    kinds = [kind] if kind else [name for name, library in ADAPTERS.items() if library.neurons(model)]
     if len(kinds) != 1:
         got = f"neurons of {' and '.join(kinds)}" if kinds else "none"
         raise ModelError(f"neurons of one of {', '.join(ADAPTERS)}", got, "say kind=... to choose")

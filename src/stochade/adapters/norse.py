@@ -15,13 +15,6 @@ _CELLS = ("SNNCell", "SNNRecurrentCell")  # one step
 _OVER_TIME = ("SNN", "SNNRecurrent", "Lift")  # all steps
 
 
-def neurons(model: nn.Module) -> list[nn.Module]:
-    """The modules that spike: they have an activation function and parameters `p` with a threshold."""
-    return [
-        m for m in model.modules() if callable(getattr(m, "activation", None)) and hasattr(m, "p") and _spiking(m.p)
-    ]
-
-
 def _spiking(parameters: Any) -> bool:
     return any(hasattr(p, "method") for p in (parameters, *(parameters if isinstance(parameters, tuple) else ())))
 
@@ -84,6 +77,15 @@ class Norse(Adapted):
     name = "Norse"
 
     @classmethod
+    def neurons(cls, model: nn.Module) -> list[nn.Module]:
+        """The modules that spike: they have an activation function and parameters `p` with a threshold."""
+        return [
+            m
+            for m in model.modules()
+            if callable(getattr(m, "activation", None)) and hasattr(m, "p") and _spiking(m.p)
+        ]
+
+    @classmethod
     def layout_of(cls, model: nn.Module, has_step: bool) -> Layout:
         cells = any(in_ancestry(m, *_CELLS) for m in model.modules())
         over_time = any(in_ancestry(m, *_OVER_TIME) for m in model.modules())
@@ -100,9 +102,5 @@ class Norse(Adapted):
 
     @classmethod
     def slots(cls, model: nn.Module) -> list[Slot]:
-        reachable = [m for m in neurons(model) if _reachable(m)]
+        reachable = [m for m in cls.neurons(model) if _reachable(m)]
         return [Slot(m, "activation", ForeignSpike(_Own(m)), _with_threshold) for m in reachable]
-
-    @classmethod
-    def fixed_spikes(cls, model: nn.Module) -> list[str]:
-        return sorted({type(m).__name__ for m in neurons(model) if not _reachable(m)})

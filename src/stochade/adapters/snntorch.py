@@ -6,11 +6,6 @@ from stochade.adapters.spikes import Slot, find_slots
 from stochade.adapters.stateful import Adapted, Layout
 
 
-def neurons(model: nn.Module) -> list[nn.Module]:
-    """The modules that spike: they have a `spike_grad`."""
-    return [m for m in model.modules() if hasattr(m, "spike_grad")]
-
-
 class SNNTorch(Adapted):
     """A network of snnTorch neurons.
 
@@ -28,8 +23,13 @@ class SNNTorch(Adapted):
     name = "snnTorch"
 
     @classmethod
+    def neurons(cls, model: nn.Module) -> list[nn.Module]:
+        """The modules that spike: they have a `spike_grad`."""
+        return [m for m in model.modules() if hasattr(m, "spike_grad")]
+
+    @classmethod
     def layout_of(cls, model: nn.Module, has_step: bool) -> Layout:
-        hidden = any(getattr(m, "init_hidden", False) for m in neurons(model))
+        hidden = any(getattr(m, "init_hidden", False) for m in cls.neurons(model))
         return "step" if has_step or hidden else "sequence"
 
     @classmethod
@@ -37,12 +37,7 @@ class SNNTorch(Adapted):
         return find_slots(model, "spike_grad")
 
     @classmethod
-    def fixed_spikes(cls, model: nn.Module) -> list[str]:
-        swappable = {id(slot.neuron) for slot in cls.slots(model)}
-        return sorted({type(m).__name__ for m in neurons(model) if id(m) not in swappable})
-
-    @classmethod
     def reset(cls, model: nn.Module) -> None:
-        for neuron in neurons(model):
+        for neuron in cls.neurons(model):
             if callable(getattr(neuron, "reset_mem", None)):
                 neuron.reset_mem()  # pyright: ignore[reportCallIssue]

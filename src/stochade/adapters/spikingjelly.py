@@ -16,11 +16,6 @@ _NO_GRADIENT_IN_EVAL = ("IFNode", "LIFNode", "ParametricLIFNode", "Complementary
 _MORE_IN_TRAIN = ("OTTTLIFNode", "SLTTLIFNode", "MPBNBaseNode", "MPBNLIFNode")
 
 
-def neurons(model: nn.Module) -> list[nn.Module]:
-    """The modules that spike: they have a surrogate function and SpikingJelly's memories."""
-    return [m for m in model.modules() if hasattr(m, "surrogate_function")]
-
-
 class SpikingJelly(Adapted):
     """A network of SpikingJelly neurons.
 
@@ -37,8 +32,13 @@ class SpikingJelly(Adapted):
     name = "SpikingJelly"
 
     @classmethod
+    def neurons(cls, model: nn.Module) -> list[nn.Module]:
+        """The modules that spike: they have a surrogate function and SpikingJelly's memories."""
+        return [m for m in model.modules() if hasattr(m, "surrogate_function")]
+
+    @classmethod
     def layout_of(cls, model: nn.Module, has_step: bool) -> Layout:
-        modes = {str(m.step_mode) for m in neurons(model) if hasattr(m, "step_mode")}
+        modes = {str(m.step_mode) for m in cls.neurons(model) if hasattr(m, "step_mode")}
         if has_step or modes == {"s"}:
             return "step"
         if modes == {"m"}:
@@ -50,11 +50,6 @@ class SpikingJelly(Adapted):
     @classmethod
     def slots(cls, model: nn.Module) -> list[Slot]:
         return find_slots(model, "surrogate_function")
-
-    @classmethod
-    def fixed_spikes(cls, model: nn.Module) -> list[str]:
-        swappable = {id(slot.neuron) for slot in cls.slots(model)}
-        return sorted({type(m).__name__ for m in neurons(model) if id(m) not in swappable})
 
     @classmethod
     def reset(cls, model: nn.Module) -> None:
@@ -69,10 +64,10 @@ class SpikingJelly(Adapted):
     @classmethod
     @contextmanager
     def awake(cls, model: nn.Module, swapped: bool) -> Iterator[None]:
-        kernels = [(m, vars(m)["_backend"]) for m in neurons(model) if swapped and "_backend" in vars(m)]
+        kernels = [(m, vars(m)["_backend"]) for m in cls.neurons(model) if swapped and "_backend" in vars(m)]
         asleep = [
             m
-            for m in neurons(model)
+            for m in cls.neurons(model)
             if not m.training and in_ancestry(m, *_NO_GRADIENT_IN_EVAL) and not in_ancestry(m, *_MORE_IN_TRAIN)
         ]
         try:

@@ -1,6 +1,6 @@
 """Networks that keep state between calls, run as if they did not: `Adapted`, the base of the three adapters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -227,14 +227,20 @@ class Adapted(nn.Module):
         return None
 
     @classmethod
-    def slots(cls, model: nn.Module) -> Sequence[Slot]:
+    def neurons(cls, model: nn.Module) -> list[nn.Module]:
+        """The modules of this library that spike."""
+        raise NotImplementedError
+
+    @classmethod
+    def slots(cls, model: nn.Module) -> list[Slot]:
         """Where the neurons keep their spike functions."""
         raise NotImplementedError
 
     @classmethod
-    def fixed_spikes(cls, model: nn.Module) -> Sequence[str]:
+    def fixed_spikes(cls, model: nn.Module) -> list[str]:
         """Neurons whose surrogate cannot be swapped, by name."""
-        return ()
+        swappable = {id(slot.neuron) for slot in cls.slots(model)}
+        return sorted({type(m).__name__ for m in cls.neurons(model) if id(m) not in swappable})
 
     @classmethod
     def reset(cls, model: nn.Module) -> None:
