@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stochade.data import Images
+from stochade.errors import DataError
 from stochade.nn import BernoulliRate, SignedRate
 from stochade.randomness import forked
 from stochade.recipes import catalogue
@@ -71,7 +72,8 @@ def test_the_condition_holds_for_every_pixel_and_mean_in_thousandths():
         ends = (2 * x == m) | (2 * x == 1000 + m)
         assert np.array_equal(got[~ends], less[~ends])
         inside = promised(torch.tensor(x / 1000), torch.tensor(m / 1000)).numpy() & ~ends
-        assert less[inside].all() or m in (0, 1000)
+        assert less[inside].all() or m == 1000
+        assert inside.any() == (0 < m < 1000)
     assert falls(torch.tensor(0.6), torch.tensor(0.4))  # beyond what the paper gives
     assert not promised(torch.tensor(0.6), torch.tensor(0.4))
 
@@ -130,6 +132,28 @@ def test_tables_and_curves_say_what_was_measured():
         for at_x, lost in zip(trace["x"], trace["y"], strict=True):
             away = abs(at_x - m)
             assert lost == pytest.approx(2 * at_x * (1 - at_x) - 2 * away * (1 - away), abs=1e-9)
+
+
+def test_other_sets_stand_beside_where_they_are_at_hand(monkeypatch):
+    asked = []
+
+    def load(name, split, progress):
+        asked.append((name, split))
+        if name == "mnist":
+            raise DataError("MNIST", "nothing")
+        return images(8, 1, 4, 1) if name == "digits" else images(40, 3, 32, 2)
+
+    monkeypatch.setattr("stochade.data.load", load)
+    r = result(images(20))
+    r.scale = "small"
+    settings = RECIPE.scale["small"].model_copy(update={"train": 20})
+    r.recipe = RECIPE.model_copy(update={"scale": {"small": settings}})
+    (table,) = randomness(r)
+    assert asked == [("cifar10", "train"), ("mnist", "train"), ("digits", "train")]
+    assert [row[2] for row in table.rows] == ["50"] * 2 + ["3072"] * 3 + ["16"] * 2
+    assert "Not at hand: mnist." in table.note
+    wide = images(40, 3, 32, 2).take(20, seed=0)
+    assert float(table.rows[4][4]) == pytest.approx(measured(wide, "pixel", crops=True).k1, abs=0.005)
 
 
 def test_the_papers_table_stands_below():

@@ -57,8 +57,8 @@ def falls(x: Tensor, mean: Tensor) -> Tensor:
 
 
 def promised(x: Tensor, mean: Tensor) -> Tensor:
-    """Where the paper says that it does: x in [mean / 2, 1 / 2]."""
-    return (mean / 2 <= x) & (x <= 0.5)
+    """Where the paper says that it does: x in [mean / 2, 1 / 2], for a mean above 0."""
+    return (mean / 2 <= x) & (x <= 0.5) & (mean > 0)
 
 
 def measured(images: Images, per: str = "channel", crops: bool = False) -> Randomness:
