@@ -2,6 +2,7 @@
 
 from stochade.certify.bernoulli import RateCode, l1_radius
 from stochade.certify.gaussian import Gaussian, SmoothingCode, l2_radius
+from stochade.certify.linear import linear_radii, train_linear
 from stochade.certify.procedure import ABSTAIN, Certificate, certify, certify_one, predict_one
 from stochade.certify.smoothing import Smoothing, check_independent
 
@@ -17,5 +18,7 @@ __all__ = [
     "check_independent",
     "l1_radius",
     "l2_radius",
+    "linear_radii",
     "predict_one",
+    "train_linear",
 ]
