@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,4 +93,4 @@ def _worth(r: Reproduction, model: nn.Module, attack: Attacked, budget: float, x
 
 
 def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.2f} ± {value[1]:.2f}" if np.isfinite(value[1]) else f"{value[0]:.2f}"
+    return f"{value[0]:.2f} ± {value[1]:.2f}"
