@@ -14,6 +14,7 @@ from stochade.recipes.networks import parts_of, trained
 from stochade.recipes.schema import LATER, Training
 from stochade.registry import build
 from stochade.train import TET, Adversarial, AdversarialCodes, Distilled
+from stochade.train.settings import fingerprint_of
 
 TAUGHT = """
 title = "A teacher"
@@ -78,6 +79,15 @@ def rows(recipe, images, folder, *only, seed=0, **options):
 
 def kept(folder):
     return {place.name for place in folder.iterdir()}
+
+
+def test_networks_are_kept_by_their_settings(images, tmp_path):
+    found = rows(tiny(), images, tmp_path, "plain")
+    recipe, (train, validation) = tiny(), images
+    settings = recipe.network[0].training.model_dump()
+    assert settings.pop("augment") == ""
+    about = [found["plain"].model.description, settings, fingerprint_of(train), len(validation), 0]
+    assert kept(tmp_path) == {digest(about)[:16]}
 
 
 def test_rows_are_taught_by_rows_above_and_kept_by_their_teacher(images, tmp_path):

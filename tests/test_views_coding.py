@@ -191,6 +191,16 @@ def test_signs_are_told_from_paired_differences():
         "larger budget weaker than smaller": ("+40.0", "yes"),
         "averaged gradients stronger": ("+50.0", "yes"),
     }
+    few, twentieth = none.copy(), np.arange(n)[:, None] % 20 == 0
+    few[:4] = True  # 2.0 standard errors above none: beyond doubt for one pair of budgets, not for the worst of three
+    rights |= {key[0]: none for key in roles.growing} | {roles.growing[1][0]: few, roles.unbounded[0]: twentieth}
+    (figure,) = obfuscation(reproduction(recipe, networks=networks, records={"RSC-0.1": Told(rights)}))
+    shown = {row[1]: (row[2].split()[0], row[3]) for row in figure.rows}
+    assert shown["unbounded attack leaves some right"] == ("+5.0", "not decided")  # above 0, not above 5 %
+    rights[roles.unbounded[0]] = none
+    (figure,) = obfuscation(reproduction(recipe, networks=networks, records={"RSC-0.1": Told(rights)}))
+    shown = {row[1]: (row[2].split()[0], row[3]) for row in figure.rows}
+    assert shown["larger budget weaker than smaller"] == ("+2.0", "not decided")
     assert told(mean(none), 0.05) == "no"
     assert told(mean(none[:10]), 0.05) == "not decided"
     assert told(mean(half), 0.05) == "yes"
