@@ -26,7 +26,7 @@ ALLOWED = {
     "report": GROUND | {"evaluate", "audit"},
     "metrics": GROUND | {"nn"},
     "adapters": GROUND | {"nn", "attacks"},
-    "certify": GROUND | {"nn", "attacks"},
+    "certify": GROUND | {"nn", "attacks", "models", "evaluate"},
     "registry": GROUND | {"nn", "models"},
     "checkpoint": GROUND | {"nn.discrete", "registry", "models"},
     "train": GROUND | {"nn", "data", "attacks", "checkpoint"},

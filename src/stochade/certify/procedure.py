@@ -82,7 +82,7 @@ def certify(
     check_alpha(alpha)
     check_draws(selection, draws, alpha)
     check_count(batch, "draws per forward (batch)")
-    classes = _first_look(model, x, smoothing, independent)
+    classes = first_look(model, x, smoothing, independent)
     known = identities(x, torch.zeros(len(x), dtype=torch.int64)) if ids is None else ids
     found = []
     with untouched(model):
@@ -93,7 +93,7 @@ def certify(
 
 
 @torch.no_grad()
-def _first_look(model: Model, x: Tensor, smoothing: Smoothing, independent: bool) -> int:
+def first_look(model: Model, x: Tensor, smoothing: Smoothing, independent: bool) -> int:
     """The number of classes, after every check of the model."""
     check_independent(model, x[:1], smoothing, independent)
     with untouched(model):

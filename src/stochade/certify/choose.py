@@ -1,0 +1,54 @@
+"""The smoothing that a model brings with it, and the model that an attacker of its vote sees."""
+
+from torch import nn
+
+from stochade.certify.bernoulli import RateCode
+from stochade.certify.gaussian import Gaussian, SmoothingCode
+from stochade.certify.smoothing import Model, Smoothing
+from stochade.errors import UsageError
+from stochade.models.noisy import NoisyInput
+from stochade.nn.discrete import as_module
+from stochade.nn.encoders import BernoulliRate, SignedRate
+from stochade.nn.encoders_gaussian import RSC
+from stochade.nn.noise import GaussianNoise
+
+
+def smoothing_of(model: Model, sigma: float | None = None, norm: str | None = None) -> tuple[Model, Smoothing]:
+    """(classifier, smoothing) of a model: its own encoder's randomness, its own input noise, or Gaussian noise of
+    `sigma` around it.
+
+    Args:
+        sigma: of added Gaussian noise; None: what the model brings.
+        norm: of the radius; None: l1 for rate codes, l2 for Gaussian noise.
+
+    Raises:
+        UsageError: a model without randomness of its own and no sigma, or a norm in which nothing is proven for it.
+        BudgetError, ModelError: as the smoothing that it leads to.
+    """
+    encoder = getattr(model, "encoder", None)
+    if sigma is not None:
+        found: tuple[Model, Smoothing] = model, Gaussian(sigma)
+    elif isinstance(encoder, BernoulliRate | SignedRate):
+        mean = encoder.mean if isinstance(encoder, SignedRate) else None
+        return model, RateCode(
+            encoder.steps, isinstance(encoder, SignedRate), encoder.floor, mean, "l1" if norm is None else norm
+        )  # fmt: skip
+    elif isinstance(encoder, RSC):
+        found = model, SmoothingCode(encoder.sigma, encoder.steps, encoder.kind)
+    elif isinstance(model, NoisyInput) and model.noise.scope == "example":
+        found = model.model, Gaussian(model.noise.sigma)
+    else:
+        raise UsageError(
+            "noise to certify by", f"{type(model).__name__} without noise at its input",
+            "give sigma, for example --sigma 0.25: Gaussian noise on every pixel",
+        )  # fmt: skip
+    if norm not in (None, found[1].norm):
+        raise UsageError(f"the norm {found[1].norm} for {type(found[1]).__name__}", repr(norm))
+    return found
+
+
+def as_attacked(model: Model, smoothing: Smoothing) -> nn.Module:
+    """The randomised classifier whose vote is certified, as an attacker sees it: one forward is one draw."""
+    if isinstance(smoothing, Gaussian):
+        return nn.Sequential(GaussianNoise(smoothing.sigma), as_module(model)).eval()
+    return as_module(model)
