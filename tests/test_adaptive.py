@@ -76,7 +76,7 @@ def test_variations_differ_in_one_part():
         parts = [p for p in ("objective", "draws", "rule", "start") if getattr(other, p) != getattr(base, p)]
         assert len(parts) == 1
     assert all(c.rule != "average" for c in variations(base, random=False))
-    assert all(c.rule != "apgd" for c in variations(base, random=True, sparse=True))
+    assert all(c.rule != "apgd" for c in variations(base, random=True, norm="l0"))
 
 
 @pytest.mark.parametrize("name", ["zero-gradient", "exploding-gradient"])

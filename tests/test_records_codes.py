@@ -1,4 +1,4 @@
-"""Threats on codes in records and tables: alphabet and budget in words, containment, runs that do not say the former."""
+"""Threats on codes in records and tables: alphabet and budget in words, containment, runs that do not say it."""
 
 import csv
 import io

@@ -111,7 +111,7 @@ def search_attacks(
     bases = _best([t for t in first if not t.candidate.free], 3)
     bases += _best([t for t in first if t.candidate.free], 1)
     run.keep(bases)
-    pool = [c for t in bases for c in variations(t.candidate, random, threat.name == "l0")]
+    pool = [c for t in bases for c in variations(t.candidate, random, threat.name)]
     second = run.round(1, pool, shares[1], 2 / 3)
     kept = _best(second, max(4, len(second) // 4))
     run.keep(kept)

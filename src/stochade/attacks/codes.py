@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stochade.attacks.base import Attack, Attempt
-from stochade.attacks.flips import Flips
+from stochade.attacks.flips import BINARY, Flips
 from stochade.errors import BudgetError, ModelError, ThreatError
 from stochade.randomness import reseed, seed_for, untouched
 
@@ -30,6 +30,12 @@ def flips_of(attack: object) -> Flips:
     if not isinstance(threat, Flips):
         raise BudgetError("an attack on codes, with a threat Flips(k)", repr(attack), "for example SEA(Flips(10))")
     return threat
+
+
+def flips_for(model: object, k: float = 10) -> Flips:
+    """Flips(k) in the letters of the model's encoder; {0, 1} where there is none that names its letters."""
+    letters = getattr(getattr(model, "encoder", None), "alphabet", None)
+    return Flips(k, BINARY if letters is None else letters)
 
 
 def encoder_and_network(model: object, threat: Flips) -> tuple[nn.Module, nn.Module]:

@@ -5,7 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from stochade.attacks.deepfool import DeepFool
 from stochade.attacks.descent import BIM, FGSM, ILL, MIFGSM, PGD, Descent
 from stochade.attacks.fab import FAB
 from stochade.attacks.finite_differences import NES, SPSA, Spsa
-from stochade.attacks.flips import Flips
+from stochade.attacks.flips import Flips, parse_flips
 from stochade.attacks.fmn import FMN
 from stochade.attacks.gradients import Backprop, Evolution
 from stochade.attacks.hopskipjump import HopSkipJump
@@ -235,6 +235,8 @@ def _nobody(x: Any) -> Any:
 
 def _own_threat(threat: Ball, norm: str | None, eps: str | None) -> Ball:
     """The threat of an attack that names its own budget or norm."""
+    if isinstance(threat, Flips) and norm in (None, threat.name) and eps is not None:
+        return replace(parse_flips(f"flips={eps}", threat.alphabet), per=threat.per)
     if norm is None:
         return threat if eps is None else parse_threat(f"{threat.name}={eps}")
     if eps is None and norm != threat.name:

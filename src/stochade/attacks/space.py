@@ -20,6 +20,8 @@ from stochade.nn.discrete import Discrete, discrete_layers
 
 MOST_VIEWS = 40  # of one kind; networks with many types of layers have products of choices
 LEAST_STEPS = 5
+RULES = {"l0": ("pgd", "momentum", "average"), "flips": ("pgd", "starts", "momentum", "average")}
+STARTS = 4  # runs of the rule of that name
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Candidate:
     """A view with everything else that makes an attack of it.
 
     Attributes:
-        rule: "pgd" (steps of 2.5 budgets / steps), "apgd", "momentum", "average" (a running mean of gradients).
+        rule: "pgd" (steps of 2.5 budgets / steps), "apgd", "momentum", "average" (a running mean of gradients),
+            "starts" (several runs of fewer steps).
         start: "random" or "image".
     """
 
@@ -82,10 +85,13 @@ class Candidate:
             steps = max(LEAST_STEPS, min(40, passes // 50))
             gradient = replace(gradient, pairs=max(1, (passes // steps - 1) // 2))
         else:
-            steps = max(LEAST_STEPS, passes // (gradient.forwards + gradient.backwards))
+            runs = STARTS if self.rule == "starts" else 1
+            steps = max(LEAST_STEPS, passes // (runs * (gradient.forwards + gradient.backwards)))
         if self.rule == "apgd":
             return APGD(threat, steps=steps, gradient=gradient, objective=objective)
         more: dict = {"random_start": self.start == "random"}
+        if self.rule == "starts":
+            return PGD(threat, steps, gradient=gradient, objective=objective, restarts=STARTS, **more)
         if self.rule in ("momentum", "average"):
             more[self.rule] = 1.0 if self.rule == "momentum" else 0.9
         return PGD(threat, steps, gradient=gradient, objective=objective, **more)
@@ -113,6 +119,8 @@ def views(model: object, threat: Ball, random: bool, differentiable: bool = True
             found.append(
                 View("ensemble of backwards", lambda draws, parts=tuple(parts): _ensemble(parts, draws), random)
             )
+    if threat.name == "flips":  # codes: nothing may be asked about between letters
+        return found
     widths = {"linf": (0.25, 1.0, 2.0)}.get(threat.name, (1.0,))
     base = threat.size if threat.name == "linf" else 0.05
     for width in widths:
@@ -166,15 +174,16 @@ def _effect(model: object, backwards: dict[str, str], forwards: dict[str, str]) 
     return effect
 
 
-def variations(base: Candidate, random: bool, sparse: bool = False) -> list[Candidate]:
-    """The candidate, and every other that differs from it in one part. Under l0 (`sparse`) there is no auto-PGD."""
+def variations(base: Candidate, random: bool, norm: str = "linf") -> list[Candidate]:
+    """The candidate, and every other that differs from it in one part. Under l0 and on codes there is no auto-PGD;
+    codes have restarts instead."""
     if base.view.gradient is None:
         return [base]
     if base.free:
         return [base, replace(base, rule="average"), replace(base, start="image")]
     options: dict[str, tuple] = {
         "objective": tuple(OBJECTIVES),
-        "rule": ("pgd", "momentum", "average") if sparse else ("pgd", "apgd", "momentum", "average"),
+        "rule": RULES.get(norm, ("pgd", "apgd", "momentum", "average")),
         "start": ("random", "image"),
     }
     if base.view.averages:

@@ -16,16 +16,26 @@ STEEP, FLAT = 1e3, 1e-8  # norms of the margin's gradient beyond which numbers, 
 def zero_gradient(e: Evidence) -> Finding | None:
     """Exactly zero gradients are no robustness. auto-attack warns at any such example; here at 5 %, which counts as
     masking where it is beyond doubt: a few saturated examples are no defence."""
-    facts = e.probes["gradient"]
+    return zero_gradients(e.probes["gradient"], e.probes["examples"], e.names.entry)
+
+
+def zero_gradients(facts: dict, count: int, entry: str) -> Finding | None:
+    """The finding of `zero_gradient` out of what `gradient_facts` measured on so many examples.
+
+    Args:
+        entry: "pixel" or "letter" (of a code).
+    """
     if facts["available"] and facts["zero_share"] < ZERO:
         return None
-    share = "no gradient reaches the images" if not facts["available"] else (
+    where = "images" if entry == "pixel" else "codes"
+    share = f"no gradient reaches the {where}" if not facts["available"] else (
         f"the gradient is exactly zero on {percent(facts['zero_share'])} of the examples"
     )  # fmt: skip
-    count = e.probes["examples"]
     certain = not facts["available"] or binomial(facts["zero_share"] * count, count, CONFIDENCE)[0] > ZERO
+    spikes = "swap the neurons' backward (backward=atan), or take RandomSearch(Flips(k)), which needs no gradient"
     return Finding(
         "zero-gradient", "masking" if certain else "incomplete", share, {**facts, "threshold": percent(ZERO)},
+        spikes if entry == "letter" else
         "give the discrete layers a surrogate backward (nn.Discrete), or attack with gradient=Evolution()",
         f"{PINTOR}: unavailable gradients",
     )  # fmt: skip

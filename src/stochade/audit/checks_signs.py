@@ -18,16 +18,16 @@ FEW_POINTS = 0.002  # auto-attack warns from 0.2 points on
 
 def one_step_beats_iterated(e: Evidence) -> Finding | None:
     """Steps of the same gradient must help: one step that beats many means that the gradient misleads."""
-    if not e.has(plan.ONE_STEP) or not e.own():
+    if not e.has(e.names.one_step) or not e.own():
         return None
     best = e.best(e.own())
-    drop = e.stronger(plan.ONE_STEP, best)
+    drop = e.stronger(e.names.one_step, best)
     if drop is None:
         return None
     return Finding(
         "one-step-beats-iterated", "masking",
         f"one step finds {points(drop)} points more than many steps with the same gradient",
-        {plan.ONE_STEP: e.text(plan.ONE_STEP), best: e.text(best), "difference": str(drop)},
+        {e.names.one_step: e.text(e.names.one_step), best: e.text(best), "difference": str(drop)},
         "average the gradient over draws, and try substituted backwards",
         ATHALYE,
     )  # fmt: skip
@@ -72,17 +72,17 @@ def square_lowers_accuracy(e: Evidence) -> Finding | None:
 
 def random_search_succeeds(e: Evidence) -> Finding | None:
     """Random points must not take examples that the gradient leaves standing."""
-    if not e.has(plan.SEARCH) or not e.own():
+    if not e.has(e.names.search) or not e.own():
         return None
-    drop = e.breaks_alone([plan.SEARCH], e.own())
+    drop = e.breaks_alone([e.names.search], e.own())
     if not established(drop):
         return None
     return Finding(
         "random-search-succeeds", "masking",
         f"the best of random points takes {points(drop)} points that the model's own gradient leaves standing",
-        {plan.SEARCH: e.text(plan.SEARCH), e.best(e.own()): e.text(e.best(e.own())),
+        {e.names.search: e.text(e.names.search), e.best(e.own()): e.text(e.best(e.own())),
          "taken by random points only": str(drop),
-         "points per example": float(e.record(plan.SEARCH).forwards.mean())},
+         "points per example": float(e.record(e.names.search).forwards.mean())},
         "the gradient points away from adversarial images that are easy to find: substitute the backward",
         ATHALYE,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def random_search_succeeds(e: Evidence) -> Finding | None:
 
 def noise_beats_gradient(e: Evidence) -> Finding | None:
     """Undirected noise must not beat the gradient."""
-    noises = [n for n in (plan.NOISE, plan.GAUSSIAN) if e.has(n)]
+    noises = [n for n in e.names.noises if e.has(n)]
     if not noises or not e.own():
         return None
     noise, own = e.best(noises), e.best(e.own())
@@ -109,13 +109,13 @@ def noise_beats_gradient(e: Evidence) -> Finding | None:
 def unbounded_survives(e: Evidence) -> Finding | None:
     """With the whole box allowed, every example must fall to the model's own gradient (margin objective, which does
     not saturate)."""
-    own = [p for p in e.curves.get("budget", []) if p["attack"].startswith(plan.OWN_MARGIN)]
+    own = [p for p in e.curves.get("budget", []) if p["attack"].startswith(e.names.margin)]
     if not own:
         return None
     last = max(own, key=lambda p: p["x"])
     return _survives(
         e, last["attack"], max(0.05, 1 / e.probes["classes"]), "unbounded-survives",
-        "an attack that may change every pixel at will", last["x"], ATHALYE,
+        f"an attack that may change every {e.names.entry} at will", last["x"], ATHALYE,
     )  # fmt: skip
 
 

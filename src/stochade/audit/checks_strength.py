@@ -31,7 +31,7 @@ def iterated_collapses(e: Evidence) -> Finding | None:
 
 def substituted_backward_wins(e: Evidence) -> Finding | None:
     """Another backward or a relaxed forward for the same layers must not find much more than the model's own."""
-    others = [n for n in e.inside() if n.startswith((plan.BACKWARD, plan.FORWARD))]
+    others = [n for n in e.inside() if n.startswith((e.names.backward, e.names.forward))]
     if not others or not e.own():
         return None
     best, own = e.best(others), e.best(e.own())
@@ -39,7 +39,7 @@ def substituted_backward_wins(e: Evidence) -> Finding | None:
     if drop is None:
         return None
     layers = ", ".join(e.probes["layers"]) or "the discrete layers"
-    kind, _, name = best.removeprefix("pgd ").partition("=")
+    kind, _, name = best.partition(" ")[2].partition("=")
     return Finding(
         "substituted-backward-wins", "masking",
         f"the {kind} of {layers} hides the way: with its {name!r} {kind} the attack finds {points(drop)} points more "
@@ -72,17 +72,17 @@ def adaptive_search_wins(e: Evidence) -> Finding | None:
 def averaging_wins(e: Evidence) -> Finding | None:
     """If averaging the gradient over draws finds more, a single-draw attack measures the noise, not the defence. The
     single draws have as many gradients in all, where such an attack was run."""
-    single = [n for n in (plan.OWN, plan.OWN_SINGLE) if e.has(n)]
-    if not single or not e.has(plan.OWN_AVERAGED):
+    single = [n for n in (e.names.own, e.names.single) if e.has(n)]
+    if not single or not e.has(e.names.averaged):
         return None
     single = e.best(single)
-    drop = e.stronger(plan.OWN_AVERAGED, single)
+    drop = e.stronger(e.names.averaged, single)
     if drop is None:
         return None
     return Finding(
         "averaging-wins", "masking",
         f"averaging the gradient over draws finds {points(drop)} points more than one draw",
-        {single: e.text(single), plan.OWN_AVERAGED: e.text(plan.OWN_AVERAGED), "difference": str(drop),
+        {single: e.text(single), e.names.averaged: e.text(e.names.averaged), "difference": str(drop),
          "cosine between draws": e.probes["gradient"].get("cosine_between_draws")},
         "attack with Backprop(draws=20) or more, until accuracy stops moving",
         "expectation over randomness, Athalye et al. 2018",
@@ -164,16 +164,16 @@ def more_does_not_help(e: Evidence) -> Finding | None:
 
 
 def restarts_help(e: Evidence) -> Finding | None:
-    """Ten random starts must not find more than one: else one start is not enough."""
-    if not e.has(plan.OWN_MARGIN, plan.RESTARTED):
+    """Several random starts must not find more than one: else one start is not enough."""
+    if not e.has(e.names.margin, e.names.restarted):
         return None
-    drop = e.stronger(plan.RESTARTED, plan.OWN_MARGIN)
+    drop = e.stronger(e.names.restarted, e.names.margin)
     if drop is None:
         return None
     return Finding(
         "restarts-help", "incomplete",
-        f"ten random starts find {points(drop)} points more than one",
-        {plan.OWN_MARGIN: e.text(plan.OWN_MARGIN), plan.RESTARTED: e.text(plan.RESTARTED), "difference": str(drop)},
+        f"several random starts find {points(drop)} points more than one",
+        {n: e.text(n) for n in (e.names.margin, e.names.restarted)} | {"difference": str(drop)},
         "attack with restarts=10 or more",
         CARLINI,
     )  # fmt: skip

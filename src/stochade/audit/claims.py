@@ -4,7 +4,9 @@ import math
 from dataclasses import asdict, dataclass
 
 from stochade.attacks.base import Attack
-from stochade.attacks.registry import parse_attack
+from stochade.attacks.codes import attacks_codes
+from stochade.attacks.flips import Flips
+from stochade.attacks.registry import CODE_ATTACKS, parse_attack
 from stochade.attacks.threats import Ball, Linf
 from stochade.describe import as_call, describe
 from stochade.errors import BudgetError, ThreatError, UsageError
@@ -77,6 +79,13 @@ def check_claim(value: float | None) -> None:
     raise BudgetError("a claimed accuracy in [0,1]", repr(value), hint)
 
 
+def about_codes(text: str | Attack | None) -> bool:
+    """Whether a claimed attack is one on codes."""
+    if isinstance(text, str):
+        return next(iter(text.split()), "") in CODE_ATTACKS
+    return attacks_codes(text)
+
+
 def claimed_attack(
     text: str | Attack | None, threat: Ball | float | None, usual: Ball | None = None
 ) -> tuple[Attack | None, Ball]:
@@ -93,12 +102,18 @@ def claimed_attack(
     attack = parse_attack(text, usual) if isinstance(text, str) else text
     if not isinstance(attack, Attack) or not isinstance(attack.threat, Ball):
         raise UsageError("a claimed attack such as 'fgsm eps=0.3'", repr(text), "see: stochade ls attacks")
-    if threat is not None and type(attack.threat) is not type(threat):
+    if threat is not None and _norm(attack.threat) is not _norm(threat):
         raise ThreatError(
             f"a claimed attack in the audit's norm {threat.name}", f"{attack.threat}",
             "leave the threat out: the audit then runs at the claim's own",
         )  # fmt: skip
+    if threat is None and isinstance(attack.threat, Flips):  # fixed flips are flips; without a budget none is claimed
+        threat = attack.threat.bound if math.isfinite(attack.threat.size) else usual
     return attack, threat or attack.threat
+
+
+def _norm(threat: Ball) -> type[Ball]:
+    return Flips if isinstance(threat, Flips) else type(threat)
 
 
 def written(attack: str | Attack) -> str:
@@ -196,7 +211,10 @@ def repeat_call(
     threat: Ball, effort: object, claim: float | None, text: str, settings: dict, baseline: bool = False
 ) -> str:
     """The Python call that repeats an audit; the model and all images are the caller's own."""
-    parts = [f"{type(threat).__name__}({threat.eps!r})", f"effort={effort!r}"]
+    sized = (
+        f"{int(threat.eps)}, {threat.letters!r}, {threat.per!r}" if isinstance(threat, Flips) else f"{threat.eps!r}"
+    )
+    parts = [f"{type(threat).__name__}({sized})", f"effort={effort!r}"]
     parts += [f"claim={claim!r}"] if claim is not None else []
     parts += [f"claim_attack={text!r}"] if text else []
     parts += [f"{name}={value!r}" for name, value in settings.items()]

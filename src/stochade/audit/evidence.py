@@ -34,6 +34,7 @@ class Evidence:
         threat: {"norm", "eps"}.
         curves: "budget", "steps", "draws" -> [{"x", "attack", "series"}, ...].
         claim: the attack that stands for the authors' own.
+        names: what the plan's attacks are called.
     """
 
     records: Records
@@ -41,6 +42,7 @@ class Evidence:
     threat: dict
     curves: dict[str, list[dict]]
     claim: str
+    names: plan.Names = plan.IMAGES
 
     def has(self, *names: str) -> bool:
         return all(n in self.records.attacks or n == "worst" for n in names)
@@ -61,7 +63,7 @@ class Evidence:
 
     def own(self) -> list[str]:
         """Attacks with the model's own gradient inside the threat."""
-        return [n for n in plan.OWN_GRADIENT if self.has(n)]
+        return [n for n in self.names.own_gradient if self.has(n)]
 
     def inside(self) -> list[str]:
         """All attacks inside the threat, without the further points of the curves."""

@@ -41,6 +41,29 @@ ADAPTIVE = "adaptive "
 
 
 @dataclass(frozen=True)
+class Names:
+    """What the attacks of a plan are called by the part that they play in it: those of images and those of codes are
+    checked alike."""
+
+    one_step: str = ONE_STEP
+    own: str = OWN
+    averaged: str = OWN_AVERAGED
+    single: str = OWN_SINGLE
+    margin: str = OWN_MARGIN
+    restarted: str = RESTARTED
+    search: str = SEARCH
+    backward: str = BACKWARD
+    forward: str = FORWARD
+    noises: tuple[str, ...] = (NOISE, GAUSSIAN)
+    own_gradient: tuple[str, ...] = OWN_GRADIENT
+    entry: str = "pixel"
+
+
+IMAGES = Names()
+BUDGETS = (0.25, 0.5, 1, 1.5, 2, 4), (0.5, 1, 2)  # of the threat's, for the best attack and the own gradient
+
+
+@dataclass(frozen=True)
 class Effort:
     """How much an audit spends: steps of iterated attacks, draws per gradient on random models, antithetic pairs
     and steps of the gradient-free attack, points of the random search, passes per example of the adaptive search (0:
@@ -155,15 +178,17 @@ def _sigma(threat: Ball) -> float:
 
 
 def budget_of_box(threat: Ball, pixels: int) -> float:
-    """The budget from which on the box alone limits the attacker."""
-    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}[threat.name]
+    """The budget from which on the box alone limits the attacker. In codes `pixels` are the letters that one budget
+    is for."""
+    size = float(pixels)
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": size, "l0": size, "flips": size}[threat.name]
 
 
 def budgets(threat: Ball, pixels: int, factors: tuple[float, ...]) -> list[float]:
     """Budgets for a curve: fractions and multiples of the threat's, and the box."""
     top = budget_of_box(threat, pixels)
     values = [threat.eps * f for f in factors]
-    if threat.name == "l0":
+    if threat.name in ("l0", "flips"):
         values = [float(max(1, round(v))) for v in values]
     return sorted({round(v, 10) for v in values if v < top} | {top})
 
@@ -177,8 +202,9 @@ class Curves:
 
 
 def curve_attacks(
-    best_name: str, best: Attack, own: Attack | None, threat: Ball, pixels: int, random: bool
-) -> Curves:
+    best_name: str, best: Attack, own: Attack | None, threat: Ball, pixels: int, random: bool,
+    names: Names = IMAGES, factors: tuple[tuple[float, ...], tuple[float, ...]] = BUDGETS,
+) -> Curves:  # fmt: skip
     """Accuracy over budget (best attack found, and the model's own gradient), over steps and over draws."""
     attacks: dict[str, Attack] = {}
     curves: dict[str, list[dict]] = {"budget": [], "steps": [], "draws": []}
@@ -188,14 +214,14 @@ def curve_attacks(
             attacks[name] = attack
         curves[curve].append({"x": x, "attack": name, "series": series})
 
-    for series, name, base, factors in (
-        ("best attack found", best_name, best, (0.25, 0.5, 1, 1.5, 2, 4)),
-        ("own gradient", OWN_MARGIN, own, (0.5, 1, 2)),
+    for series, name, base, multiples in (
+        ("best attack found", best_name, best, factors[0]),
+        ("own gradient", names.margin, own, factors[1]),
     ):
-        if not isinstance(base, Descent) or (series == "own gradient" and best_name == OWN_MARGIN):
+        if not isinstance(base, Descent) or (series == "own gradient" and best_name == names.margin):
             continue
         grey = {0.5} if threat.name == "linf" and series == "best attack found" else set()
-        for eps in sorted({*budgets(threat, pixels, factors)} | grey):
+        for eps in sorted({*budgets(threat, pixels, multiples)} | grey):
             if eps == threat.eps:
                 add("budget", eps, name, None, series)
             else:

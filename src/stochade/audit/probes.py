@@ -35,8 +35,8 @@ def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, 
         reseed(seed_for(seed, "probe"))
         facts: dict[str, Any] = {"declared_scope": scope_of(model), "examples": len(x), "pixels": x[0].numel()}
         with torch.no_grad():
-            facts |= _outputs(model, x, seed)
-        facts["gradient"] = _gradient(model, x, y, seed)
+            facts |= outputs(model, x, seed)
+        facts["gradient"] = gradient_facts(model, x, y, seed)
         facts["stability"] = _stability(model, x[:STEADY], y[:STEADY], seed, facts["random"])
         facts["dynamic"] = differentiates_inside(model, x[:2])
         facts["blocked_by"] = blocked_by(model, x[:STEADY]) if isinstance(model, nn.Module) else []
@@ -45,18 +45,18 @@ def probe_model(model: Model, x: Tensor, y: Tensor, seed: int = 0) -> dict[str, 
             if isinstance(model, nn.Module)
             else []
         )
-        facts["active_dropout"] = _is(model) and any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0
-            for m in model.modules()  # type: ignore[union-attr]
-        )
+        facts["active_dropout"] = drops(model)
     return facts
 
 
-def _is(model: object) -> bool:
-    return isinstance(model, nn.Module)
+def drops(model: object) -> bool:
+    """Whether a dropout layer is on."""
+    layers = model.modules() if isinstance(model, nn.Module) else ()
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in layers)
 
 
-def _outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
+def outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
+    """Randomness, its scope, state, dependence on the batch, and whether these are probabilities."""
     consumes, drawn = False, []
     for draw in range(DRAWS):  # each from the same state: what a model remembers is no randomness
         with untouched(model):
@@ -97,11 +97,12 @@ def _outputs(model: Model, x: Tensor, seed: int) -> dict[str, Any]:
     }
 
 
-def _gradient(model: Model, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
-    """Share of exactly zero gradients, norm, cosine between two draws, and the signal-to-noise ratio."""
+def gradient_facts(model: Model, x: Tensor, y: Tensor, seed: int, draws: int = GRADIENTS) -> dict[str, Any]:
+    """Share of exactly zero gradients, norm, cosine between two draws, and the signal-to-noise ratio, from two
+    draws or more."""
     reseed(seed_for(seed, "gradient"))
     try:
-        passes = [Backprop()(model, x, y, margin).gradient.flatten(1).double() for _ in range(GRADIENTS)]
+        passes = [Backprop()(model, x, y, margin).gradient.flatten(1).double() for _ in range(draws)]
     except GradientError as problem:
         return {"available": False, "reason": str(problem)}
     stack = torch.stack(passes)
@@ -112,7 +113,7 @@ def _gradient(model: Model, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
     mean = stack.mean(0)
     noise = stack.var(0, unbiased=True).sum(1)
     # |mean|^2 overstates the signal by noise / n; both sides per example, then the median
-    signal = (mean.square().sum(1) - noise / GRADIENTS).clamp_min(0)
+    signal = (mean.square().sum(1) - noise / draws).clamp_min(0)
     ratio = (signal / noise.clamp_min(1e-30))[living]
     return {
         "available": True,
@@ -122,7 +123,7 @@ def _gradient(model: Model, x: Tensor, y: Tensor, seed: int) -> dict[str, Any]:
         "norm_max": float(norms.max()),
         "cosine_between_draws": float(cosine.median()) if len(cosine) else None,
         "signal_to_noise": min(float(ratio.median()), 1e12) if len(ratio) else None,
-        "draws": GRADIENTS,
+        "draws": draws,
     }
 
 

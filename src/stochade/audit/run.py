@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from stochade.attacks.base import Attack, FromProbabilities
+from stochade.attacks.codes import flips_for
 from stochade.attacks.descent import Descent
-from stochade.attacks.flips import refuse_codes
+from stochade.attacks.flips import Flips
 from stochade.attacks.gradients import Model, _whole
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball
-from stochade.audit import claims, plan
+from stochade.audit import claims, codes, plan, plan_codes
 from stochade.audit.adaptive import adaptive_attacks, expected_winners, search_cost
 from stochade.audit.baseline import Baseline, check_baseline, transfer_attack
 from stochade.audit.checks import Evidence, run_checks
@@ -66,8 +67,8 @@ def audit(
     Args:
         model: images [N,C,H,W] in [0,1] -> logits [N,K], in eval mode; one call is one draw.
         images, labels: as for `evaluate`.
-        threat: Linf(eps), L2(eps), L1(eps), L0(k); a number means Linf; None: that of the claimed attack, else
-            Linf(0.1).
+        threat: Linf(eps), L2(eps), L1(eps), L0(k), or Flips(k, alphabet, per) for the codes of a model with an
+            encoder in front; a number means Linf; None: that of the claimed attack, else Linf(0.1).
         effort: "quick", "standard" or "thorough", or a `plan.Effort`.
         draws: scoring draws per example.
         claim: the accuracy in print, in [0,1], put beside our replication of it and the lowest accuracy found.
@@ -84,10 +85,13 @@ def audit(
         attack in another norm.
     """
     claims.check_claim(claim)
-    claimed, threat = claims.claimed_attack(claim_attack, threat)
-    refuse_codes(threat, "an audit", "attacks on codes are scored by evaluate, or by `stochade attack`")
+    usual = flips_for(model) if claims.about_codes(claim_attack) else None
+    claimed, threat = claims.claimed_attack(claim_attack, threat, usual)
     if threat.eps == 0:
         raise BudgetError("a budget above 0", "0", "an audit without a budget is the clean accuracy: use evaluate")
+    flips = threat if isinstance(threat, Flips) else None
+    if flips is not None:
+        codes.check_codes(model, flips, baseline, planted, eight_bit)
     strength = plan.effort_of(effort)
     if planted is not None:
         strength = replace(strength, planted=_whole(planted, "planted", 0))
@@ -114,7 +118,7 @@ def audit(
         return finished
     x, y = x[:PROBED].to(device), y[:PROBED].to(device)
     with progress("measuring the model", shown=show_progress):
-        model, probes = _measured(model, x, y, seed)
+        model, probes = _measured(model, x, y, seed, flips)
     info = threat_info(threat)
     assert info is not None
     options: dict[str, Any] = {
@@ -123,38 +127,34 @@ def audit(
     }  # fmt: skip
     work = None if out is None else Path(out) / "work"
 
-    first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
+    noisy = _noisy(probes)
+    first = _planned(model, threat, probes, strength)
     if baseline is not None:
         first |= transfer_attack(baseline, threat, strength.steps, seed)
     looked, labelled = source[0]
-    adaptive, log = adaptive_attacks(
-        model, looked.to(device), labelled.to(device), threat, _random(probes), strength, seed, show_progress
-    )
+    searched_on = model, looked.to(device)
+    if flips is not None:
+        searched_on = codes.seen(model, searched_on[1], flips, seed)  # type: ignore[arg-type]
+    adaptive, log = adaptive_attacks(*searched_on, labelled.to(device), threat, noisy, strength, seed, show_progress)
     first |= adaptive
     told = "" if claim_attack is None else claims.written(claim_attack)
     name, tried = ("", first) if claimed is None else claims.with_claim(first, claimed, told)
     searched = evaluate(model, images, labels, tried, out=None if work is None else work / "search", **options)
     best = _strongest(searched, first)
-    probes |= experiments(
-        model, source, (best, first[best]), threat, probes, _random(probes), strength, baseline, options
-    )
-    pixels = x[0].numel()
-    own = first.get(plan.OWN_MARGIN)
-    second = (
-        plan.curve_attacks(best, first[best], own, threat, pixels, _random(probes))
-        if strength.curves
-        else plan.Curves({}, {})
-    )
+    if flips is None:
+        probes |= experiments(model, source, (best, first[best]), threat, probes, noisy, strength, baseline, options)
+    second = _curves(best, first, threat, probes) if strength.curves else plan.Curves({}, {})
     records = searched
     if second.attacks:
         curves = evaluate(
             model, images, labels, second.attacks, out=None if work is None else work / "curves", **options
         )
         records = _merged(searched, curves)
-    usual = plan.ONE_STEP if plan.ONE_STEP in records.attacks else best
+    names = plan.IMAGES if flips is None else plan_codes.NAMES
+    usual = names.one_step if names.one_step in records.attacks else best
     name = name or usual
     compared = name if records.attacks[name].threat == info else usual  # at another budget it says nothing here
-    findings = run_checks(Evidence(records, probes, info, second.curves, compared))
+    findings = run_checks(Evidence(records, probes, info, second.curves, compared, names))
     settings: dict[str, Any] = {"draws": draws, "seed": seed, "chunk": chunk}
     settings |= {"eight_bit": True} if eight_bit else {}
     settings |= {} if planted is None else {"planted": planted}
@@ -186,8 +186,10 @@ def _finished(out: Path, request: str) -> Audit | None:
     return found
 
 
-def _measured(model: Model, x: torch.Tensor, y: torch.Tensor, seed: int) -> tuple[Model, dict]:
+def _measured(model: Model, x: torch.Tensor, y: torch.Tensor, seed: int, flips: Flips | None) -> tuple[Model, dict]:
     """Measurements, and the model as it will be attacked: through the logarithm where it outputs probabilities."""
+    if flips is not None:
+        return model, codes.measure(model, x, y, flips, seed)  # type: ignore[arg-type]
     check_model(model)
     with untouched(model):
         reseed(seed_for(seed, "first look"))
@@ -199,8 +201,30 @@ def _measured(model: Model, x: torch.Tensor, y: torch.Tensor, seed: int) -> tupl
     return model, probes
 
 
-def _random(probes: dict) -> bool:
+def _noisy(probes: dict) -> bool:
+    """Whether what is attacked is random: the model, or the network given a code."""
+    if "network_random" in probes:
+        return probes["network_random"]
     return bool(probes["random"]) or probes["declared_scope"] in ("example", "call")
+
+
+def _planned(model: Model, threat: Ball, probes: dict, strength: plan.Effort) -> dict[str, Attack]:
+    """The fixed attacks of the first round."""
+    there = probes["gradient"]["available"]
+    if isinstance(threat, Flips):
+        return plan_codes.code_attacks(model.network, threat, _noisy(probes), there, strength)  # type: ignore[attr-defined]
+    return plan.search_attacks(model, threat, _noisy(probes), there, strength)
+
+
+def _curves(best: str, first: dict[str, Attack], threat: Ball, probes: dict) -> plan.Curves:
+    """The second round, around the best attack of the first."""
+    if not isinstance(threat, Flips):
+        own = first.get(plan.OWN_MARGIN)
+        return plan.curve_attacks(best, first[best], own, threat, probes["pixels"], _noisy(probes))
+    own, names = first.get(plan_codes.MARGIN), plan_codes.NAMES
+    return plan.curve_attacks(
+        best, first[best], own, threat, probes["letters"], _noisy(probes), names, plan_codes.BUDGETS
+    )
 
 
 def _strongest(records: Records, attacks: dict[str, Attack]) -> str:
@@ -233,12 +257,15 @@ def expected_cost(
     strength, source = plan.effort_of(effort), Source(images, labels, PROBED)
     x, y = source[0]
     check_inputs(x, y)
-    model, probes = _measured(model, x, y, 0)
-    first = plan.search_attacks(model, threat, _random(probes), probes["gradient"]["available"], strength)
-    name = plan.OWN_MARGIN if plan.OWN_MARGIN in first else plan.EVOLUTION
-    second = plan.curve_attacks(name, first[name], first.get(plan.OWN_MARGIN), threat, x[0].numel(), _random(probes))
+    flips = threat if isinstance(threat, Flips) else None
+    if flips is not None:
+        codes.check_codes(model, flips, None, None, False)
+    model, probes = _measured(model, x, y, 0, flips)
+    first = _planned(model, threat, probes, strength)
+    usual = (plan.OWN_MARGIN, plan.EVOLUTION) if flips is None else (plan_codes.MARGIN, plan_codes.SEARCH)
+    second = _curves(next(n for n in usual if n in first), first, threat, probes)
     curves = second.attacks if strength.curves else {}
-    third = expected_winners(threat, strength, _random(probes)) if strength.search else {}
+    third = expected_winners(threat, strength, _noisy(probes)) if strength.search else {}
     cost = expected_seconds(model, images, labels, first | curves | third, draws)
     searching = search_cost(strength, len(source)) // (2 * len(source))  # half forwards, half backwards
     share = 3 * searching / max(1, cost["forwards"] + 2 * cost["backwards"])

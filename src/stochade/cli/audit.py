@@ -29,13 +29,15 @@ class Audit:
     stochade audit runs/mymodel --data cifar10 --threat linf=8/255 --dry-run
 
     stochade audit mynet.py:build --data mnist --claim 0.931 --claim-attack "fgsm eps=0.3"
+
+    stochade audit digits-rate --threat flips=5 --claim-attack sea
     """
 
     target: Name
     """A built-in (see `stochade ls`), a checkpoint folder, module:function or file.py:function."""
     threat: str | None = None
-    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10. Default: the claim attack's own, else what the target is
-    usually measured under."""
+    """Norm and budget: linf=8/255, l2=0.5, l1=12, l0=10; flips of codes (models with an encoder): flips=5, in every
+    frame, or "flips=20 in total". Default: the claim attack's own, else what the target is usually measured under."""
     effort: str = "standard"
     """quick, standard or thorough."""
     claim: float | None = None
@@ -47,6 +49,8 @@ class Audit:
     and white images only, such as MNIST)."""
     active_test: int | None = None
     """Examples of the active test (can the attacks find what was planted?); default 64 when thorough, else none."""
+    encodings: int = 1
+    """Encodings of every image whose logits are averaged (models with an encoder)."""
     eight_bit: bool = False
     """Round adversarial images to whole grey levels first."""
     out: Path | None = None
@@ -56,8 +60,9 @@ class Audit:
 
     def run(self) -> None:
         from stochade.attacks import parse_threat
+        from stochade.attacks.codes import flips_for
         from stochade.audit import audit
-        from stochade.audit.claims import check_claim, claimed_attack
+        from stochade.audit.claims import about_codes, check_claim, claimed_attack
         from stochade.audit.plan import effort_of
         from stochade.audit.run import expected_cost
         from stochade.progress import progress
@@ -67,25 +72,29 @@ class Audit:
         o = self.run_options
         effort_of(self.effort)
         check_claim(self.claim)
-        threat = None if self.threat is None else parse_threat(self.threat)
+        threat = None if self.threat is None else common.read_threat(self.threat)
         claimed_attack(self.claim_attack, threat)
         common.check_run(o)
         target = load_target(self.target, seed=0, device=o.device, show_progress=not o.quiet)
-        usual = parse_threat(target.threat or "linf=0.1")
+        model = common.aggregated(target.model, self.encodings)
+        threat = None if self.threat is None else common.read_threat(self.threat, model)
+        on_codes = about_codes(self.claim_attack)
+        usual = flips_for(model) if on_codes else parse_threat(target.threat or "linf=0.1")
         _, threat = claimed_attack(self.claim_attack, threat, usual)
         images, labels, facts = common.load_images(self.images, target.data, o.seed)
         baseline = common.load_baseline(self.images, target.data) if self.baseline else None
         if o.dry_run:
             with progress("timing one pass", shown=not o.quiet):
-                cost = expected_cost(target.model, images, labels, threat, self.effort, o.draws)
+                cost = expected_cost(model, images, labels, threat, self.effort, o.draws)
             common.print_cost(cost, len(images))
             return
+        about = target.about | ({"encodings": self.encodings} if self.encodings > 1 else {})
         out = self.out or Path("runs") / f"audit-{common.file_name(self.target)}"
         result = audit(
-            target.model, images, labels, threat, effort=self.effort, draws=o.draws, seed=o.seed, out=out,
+            model, images, labels, threat, effort=self.effort, draws=o.draws, seed=o.seed, out=out,
             claim=self.claim, claim_attack=self.claim_attack, baseline=baseline, planted=self.active_test,
             chunk=o.chunk, workers=o.workers, eight_bit=self.eight_bit, device=o.device,
-            show_progress=not o.quiet, meta=target.about | facts, command=common.repeated("audit", self),
+            show_progress=not o.quiet, meta=about | facts, command=common.repeated("audit", self),
         )  # fmt: skip
         with progress("writing the report", shown=not o.quiet):
             page = build(result, out / "report.html")

@@ -101,6 +101,26 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def read_threat(text: str, model: Any = None) -> Any:
+    """A threat on images, or on codes ("flips=5", "flips=20 in total"); flips have the letters of the model's encoder
+    where the words name none."""
+    from stochade.attacks import parse_threat
+    from stochade.attacks.flips import names_flips, parse_flips
+
+    if not names_flips(text):
+        return parse_threat(text)
+    return parse_flips(text, getattr(getattr(model, "encoder", None), "alphabet", None))
+
+
+def aggregated(model: Any, encodings: int) -> Any:
+    """The model with the mean logits of so many encodings; itself for one."""
+    from stochade.models.encoded import Aggregated
+
+    if encodings < 1:
+        raise UsageError("--encodings of at least 1", str(encodings))
+    return model if encodings == 1 else Aggregated(model, encodings).eval()
+
+
 def check_format(name: str) -> None:
     """UsageError for a table format that does not exist."""
     from stochade.report.tables import FORMATS
