@@ -6,6 +6,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,79 @@ def test_a_compiler_that_makes_nothing_leaves_nothing(home):
     assert native.load("tiny") is None
     assert "made nothing" in native.status()["tiny"]
     assert libraries(home) == []
+
+
+@needs_compiler
+def test_libraries_that_were_not_used_for_long_are_taken_away(home, monkeypatch):
+    now, folder, digest = time.time(), home / "cache" / "stochade" / "native", "0" * 31
+    folder.mkdir(parents=True, mode=0o700)
+    ages = {
+        f"tiny-{digest}0.so": 91, f"tiny-{digest}0.sha256": 91, f"gone-{digest}1.sha256": 91, ".abcdefgh.so": 2,
+        f"tiny-{digest}2.so": 89, f"tiny-{digest}2.sha256": 91, ".hgfedcba.so": 0.5, "notes.so": 999,
+        f"tiny-{digest}3.so": 0, "other.txt": 999,
+    }  # fmt: skip
+    for name, days in ages.items():
+        (folder / name).write_text("")
+        os.utime(folder / name, (now - days * build.DAY,) * 2)
+    assert native.load("tiny").answer() == 42
+    left = {path.name for path in folder.iterdir()}
+    gone = {f"tiny-{digest}0.so", f"tiny-{digest}0.sha256", f"gone-{digest}1.sha256", ".abcdefgh.so"}
+    assert set(ages) - left == gone
+    made = next(path for path in folder.glob("tiny-*.so") if path.name not in ages)
+    os.utime(made, (now - 80 * build.DAY,) * 2)
+    monkeypatch.setattr(build, "_loaded", {})
+    assert native.load("tiny").answer() == 42
+    assert made.stat().st_mtime > now - build.DAY, "a load dates it anew"
+    assert compilations(home) == 1
+
+
+@needs_compiler
+def test_a_library_that_goes_between_the_look_and_the_load(home, monkeypatch):
+    native.load("tiny")
+    monkeypatch.setattr(build, "_loaded", {})
+    load, lost = build.ctypes.CDLL, []
+
+    def prune_first(path):
+        if not lost:
+            lost.append(path)
+            Path(path).unlink()
+            raise OSError("cannot open shared object file")
+        return load(path)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", prune_first)
+    assert native.load("tiny").answer() == 42
+    assert compilations(home) == 2
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_a_thread_compiles(home):
+    """The child tries by itself; it would wait for a lock for ever."""
+    slow, go = home / "compiler", home / "go"
+    wait = (
+        f'[ "$1" = --version ] || {{ n=0; while [ ! -e {go} ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n+1)); done; }}'
+    )
+    slow.write_text(slow.read_text().replace("exec", f"{wait}\nexec"))
+    thread = threading.Thread(target=native.load, args=("tiny",))
+    thread.start()
+    while not compilations(home):
+        time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            go.write_text("")
+            code = 0 if native.load("tiny").answer() == 42 else 2
+        finally:
+            os._exit(code)
+    end, done = time.monotonic() + 30, (0, 0)
+    while done[0] == 0 and time.monotonic() < end:
+        done = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.02)
+    if done[0] == 0:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    go.write_text("")
+    thread.join()
+    assert done == (child, 0), "the child hangs" if done[0] == 0 else "the child failed"
+    assert native.load("tiny").answer() == 42

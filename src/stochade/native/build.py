@@ -5,20 +5,26 @@ nothing of PyTorch is linked: kernels get addresses. Where there is no compiler,
 cannot be trusted, `load` gives None, once and for all in this process, and `status` says why; callers then use
 ATen's operations. `STOCHADE_NATIVE=0`, when kernels are first asked for, does the same.
 
+Libraries that no process has loaded for `UNUSED` seconds are taken away when a new one is compiled; what others have
+loaded stays in their memory. A process that is forked while another thread compiles tries by itself.
+
 Arithmetic is IEEE's: no -ffast-math, and nothing that changes how the process treats denormals. Products and sums
 may be fused (-ffp-contract=fast), except in families that must round as ATen does (`ROUNDED`).
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 from stochade.files import write_atomically
@@ -26,9 +32,22 @@ from stochade.files import write_atomically
 SOURCES = Path(__file__).parent
 ROUNDED = {"lif"}  # a spike is a comparison: another rounding could make another spike
 SECONDS = 60  # a compiler that takes longer has failed; measured: one second
+DAY = 24 * 3600.0
+UNUSED = 90 * DAY
+_OURS = re.compile(r"[a-z_]+-[0-9a-f]{32}\.(so|sha256)|\.[a-z0-9_]{8}\.so")  # libraries, their seals, unfinished ones
 
 _lock = threading.Lock()
 _loaded: dict[str, "ctypes.CDLL | str"] = {}  # or the reason why not
+
+
+def _forked() -> None:
+    """A lock that a thread of the parent holds would never be released."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class _Unavailable(Exception):
@@ -54,6 +73,8 @@ def status() -> dict[str, str]:
 
 def _attempt(name: str) -> "ctypes.CDLL | str":
     try:
+        with contextlib.suppress(OSError):  # taken away by another process between the look and the load, or damaged
+            return ctypes.CDLL(str(_library(name)))
         return ctypes.CDLL(str(_library(name)))
     except (_Unavailable, OSError, subprocess.SubprocessError, ValueError, RuntimeError) as error:
         return str(error) or type(error).__name__
@@ -71,9 +92,30 @@ def _library(name: str) -> Path:
     parts += [version, "\0".join(compiler + flags).encode(), _processor().encode()]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     library = _folder() / f"{name}-{digest[:32]}.so"
+    _used(library)
     if not _whole(library):
         _compile([*compiler, *flags, str(source)], library)
+        _prune(library.parent)
     return library
+
+
+def _used(library: Path) -> None:
+    """Dates a library that is there; its time of access may not be kept."""
+    with contextlib.suppress(OSError):
+        if time.time() - library.stat().st_mtime > DAY:
+            os.utime(library)
+
+
+def _prune(folder: Path) -> None:
+    """Takes away what was not used for long, and what killed compilers have left. Others may do the same at once."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            library = path.with_suffix(".so")
+            with contextlib.suppress(OSError):
+                dated = (library if library.exists() else path).stat().st_mtime
+                if time.time() - dated > (DAY if path.name.startswith(".") else UNUSED):
+                    _seal(path).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
 
 def _whole(library: Path) -> bool:
