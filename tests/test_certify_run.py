@@ -164,6 +164,7 @@ def test_grids_and_impossible_attacks():
     radii = grid(Gaussian(0.5), 1000, 0.001)
     assert radii[0] == 0
     assert radii[-1] == pytest.approx(2.46 * 0.5, rel=0.01)  # of unanimous votes
+    assert grid(RateCode(4, norm="linf"), 1000, 0.001)[:2] == [0, pytest.approx(0.5 / 255, rel=0.01)]
     with pytest.raises(BudgetError, match="l0"):
         attacks_at("l0", [1])
     with pytest.raises(BudgetError, match="above 0"):

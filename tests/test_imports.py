@@ -23,7 +23,7 @@ ALLOWED = {
     "attacks": GROUND | {"nn.discrete"},
     "evaluate": GROUND | {"nn.discrete", "attacks", "native"},
     "audit": GROUND | {"nn.discrete", "attacks", "evaluate"},
-    "report": GROUND | {"evaluate", "audit"},
+    "report": GROUND | {"evaluate", "audit", "certify"},
     "metrics": GROUND | {"nn"},
     "adapters": GROUND | {"nn", "attacks"},
     "certify": GROUND | {"nn", "attacks", "models", "evaluate"},

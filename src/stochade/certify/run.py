@@ -6,14 +6,13 @@ OUT/provenance.json       versions, hardware, revision
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stochade.certify.confidence import check_alpha, check_count, check_draws
+from stochade.certify.confidence import ceiling, check_alpha, check_count, check_draws
 from stochade.certify.procedure import ABSTAIN, Certificate, certify_one, first_look
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.certify.votes import Voter
@@ -170,14 +169,12 @@ def _open(folder: Path, config: dict) -> list[Line]:
     return before.lines
 
 
+GREYS = (0.5, 1, 2, 4, 8)
+
+
 def grid(smoothing: Smoothing, draws: int, alpha: float, count: int = 5) -> list[float]:
-    """Radii for a table: 0 and even steps up to the largest radius that unanimous draws would certify anywhere."""
-    from stochade.certify.confidence import ceiling
-
+    """Distances for a table: 0 and even steps up to the largest radius that unanimous draws would certify anywhere; a
+    few grey levels of 1/255 where that depends on the image."""
     most = smoothing.radius(ceiling(draws, alpha))
-    return [0.0, *(float(f"{most * i / count:.3g}") for i in range(1, count + 1))]
-
-
-def table(found: Certified, radii: Sequence[float]) -> list[tuple[float, Estimate]]:
-    """(radius, certified accuracy) of each radius."""
-    return [(float(radius), found.accuracy(radius)) for radius in radii]
+    steps = [most * i / count for i in range(1, count + 1)] if most > 0 else [level / 255 for level in GREYS]
+    return [0.0, *(float(f"{step:.3g}") for step in steps)]

@@ -9,6 +9,7 @@ from tyro.conf import Positional, PositionalMetavarFromFieldName
 from stochade.cli import common
 from stochade.cli.attack import Attack
 from stochade.cli.audit import Audit
+from stochade.cli.certify import Certify
 from stochade.cli.measure import Measure
 from stochade.cli.reproduce import Reproduce
 from stochade.cli.train import Train
@@ -156,5 +157,5 @@ class Doctor:
 
 COMMANDS = {
     "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
-    "reproduce": Reproduce, "measure": Measure, "diff": Diff, "ls": Ls, "doctor": Doctor,
+    "reproduce": Reproduce, "measure": Measure, "certify": Certify, "diff": Diff, "ls": Ls, "doctor": Doctor,
 }  # fmt: skip

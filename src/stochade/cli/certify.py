@@ -1,0 +1,145 @@
+"""`stochade certify`: what is proven about a randomised classifier's vote, beside what attacks leave of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
+
+from stochade.cli import common
+from stochade.errors import BudgetError, UsageError
+
+
+@dataclass
+class Certify:
+    """Prove how far the majority vote of a randomised TARGET is right, example by example, and attack it at the same
+    distances: the truth lies between. The same command goes on where a stopped one was.
+
+    Examples:
+
+    stochade certify runs/rate-coded --data digits --draws 10000 --out runs/proof
+
+    stochade certify runs/cnn --data mnist --sigma 0.25 --examples 500 --radii 0.25 0.5 0.75
+
+    stochade certify runs/rate-coded --norm linf --no-attack
+    """
+
+    target: Annotated[str, Positional, PositionalMetavarFromFieldName]
+    """A checkpoint folder, a name of `stochade ls targets`, module:function or file.py:function."""
+    out: Path | None = None
+    """Folder for certificates, records and the page (runs/certify-TARGET)."""
+    sigma: float | None = None
+    """Add Gaussian noise of this standard deviation; default: the model's own noise (its encoder's, or its
+    input's)."""
+    norm: str | None = None
+    """Of the distances. Default l2 for Gaussian noise, l1 for rate codes (which know linf, and l2, l0 with a
+    floor)."""
+    draws: int = 10_000
+    """Draws that bound the class's probability, per example; 100000 is usual on a GPU."""
+    selection: int = 100
+    """Further draws that choose the class."""
+    alpha: float = 0.001
+    """Probability that a certificate is wrong, per example."""
+    batch: int = 500
+    """Draws per forward; part of the results' identity."""
+    radii: tuple[float, ...] = ()
+    """Distances of the table and of the attacks; default five up to what unanimous draws would prove."""
+    no_attack: bool = False
+    """Leave the attacks out."""
+    attack_draws: int = 500
+    """Draws of the vote under attack; fewer leave more of them undecided."""
+    steps: int = 20
+    """Steps of the attacks."""
+    independent: bool = False
+    """Your word that a foreign random model draws its noise anew for every row of a batch."""
+    seed: int = 0
+    """Everything random follows from it."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    dry_run: bool = False
+    """Only say what it would cost."""
+    quiet: bool = False
+    """No progress."""
+    images: OmitArgPrefixes[common.DataOptions] = field(default_factory=common.DataOptions)
+
+    def run(self) -> None:
+        from stochade.certify.bracket import attacked, attacks_at, bracketed, upper_bounds
+        from stochade.certify.choose import smoothing_of
+        from stochade.certify.confidence import check_alpha, check_draws
+        from stochade.certify.run import certify_examples, grid
+        from stochade.describe import provenance
+        from stochade.progress import progress
+        from stochade.report.certificates import write
+        from stochade.targets import load_target
+
+        check_alpha(self.alpha)
+        check_draws(self.selection, self.draws, self.alpha)
+        for name in ("batch", "attack_draws", "steps"):
+            if getattr(self, name) < 1:
+                raise BudgetError(f"--{name.replace('_', '-')} of at least 1", str(getattr(self, name)))
+        if any(not r >= 0 for r in self.radii):
+            raise UsageError("--radii of at least 0", str(self.radii))
+        common.check_device(self.device)
+        target = load_target(self.target, seed=0, device=self.device, show_progress=not self.quiet)
+        model, smoothing = smoothing_of(target.model, self.sigma, self.norm)
+        radii = sorted({0.0, *self.radii}) if self.radii else grid(smoothing, self.draws, self.alpha)
+        attack = not self.no_attack and smoothing.norm != "l0"
+        if attack:
+            attacks_at(smoothing.norm, radii, self.steps)
+        images, labels, facts = common.load_images(self.images, target.data, self.seed)
+        if self.dry_run:
+            self._cost(model, smoothing, images, labels)
+            return
+        out = self.out or Path("runs") / f"certify-{common.file_name(self.target)}"
+        found = certify_examples(
+            model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
+            batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
+            show_progress=not self.quiet, meta=target.about | facts,
+        )  # fmt: skip
+        records = None
+        if attack:
+            records = attacked(
+                model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps, seed=self.seed,
+                out=out / "attacks", device=self.device, show_progress=not self.quiet, meta=target.about | facts,
+            )  # fmt: skip
+        with progress("writing the page", shown=not self.quiet):
+            where = write(found, records, out / "report.html", common.repeated("certify", self), provenance())
+        left = {} if records is None else upper_bounds(records, self.alpha)
+        above = {} if records is None else upper_bounds(records, self.alpha, undecided=True)
+        print(f"{target.name} on {facts['data']}: {len(found)} examples, alpha {self.alpha:g} each, {smoothing.unit}")
+        print(f"{'distance, ' + smoothing.norm:>14}  {'certified':22}  {'attacked':22}  attacked, undecided right")
+        for r in radii:
+            print(f"{r:14.4g}  {found.accuracy(r)!s:22}  {left.get(r, '-')!s:22}  {above.get(r, '-')}")
+        print(f"abstained: {found.abstained()}")
+        if above and not bracketed({r: found.accuracy(r) for r in radii}, above):
+            print(
+                "an attack leaves less than is certified: the draws of this model are not independent, or this "
+                "is a mistake of ours"
+            )
+        print(f"report: {where}")
+
+    def _cost(self, model, smoothing, images, labels) -> None:
+        import time
+
+        import torch
+
+        from stochade.certify.procedure import first_look
+        from stochade.certify.votes import Voter
+        from stochade.evaluate.source import Source
+        from stochade.randomness import untouched
+
+        source = Source(images, labels, 1)
+        x = source[0][0].to(self.device)
+        first_look(model, x, smoothing, self.independent)
+        draws = min(self.batch, self.draws)
+        with untouched(model), torch.no_grad():
+            voter = Voter(model, smoothing, x, self.seed, 0, self.batch)
+            voter.block("timing", 0, draws)
+            start = time.perf_counter()
+            voter.block("timing", 1, draws)
+            each = (time.perf_counter() - start) / draws
+        total = self.selection + self.draws
+        print(
+            f"{len(source)} examples x {total} draws, about {each * total * len(source) / 60:.1f} minutes, "
+            "attacks apart"
+        )

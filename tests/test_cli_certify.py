@@ -1,0 +1,135 @@
+"""`stochade certify` from the shell's side: a run, its page, going on, and one line for every mistake."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from stochade.cli.main import main
+from stochade.models.encoded import rate_coded
+from stochade.models.noisy import NoisyInput
+
+RUN = [
+    "--data",
+    "digits",
+    "--examples",
+    "6",
+    "--draws",
+    "60",
+    "--selection",
+    "10",
+    "--alpha",
+    "0.01",
+    "--batch",
+    "30",
+]
+FAST = [*RUN, "--attack-draws", "20", "--steps", "2", "--quiet"]
+TARGET = "test_cli_certify"
+
+
+def _base():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+def plain():
+    return _base()
+
+
+def rate():
+    return rate_coded(_base(), 3).eval()
+
+
+def noisy():
+    return NoisyInput(_base(), 0.2).eval()
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = _base()
+
+    def forward(self, x):
+        return self.base(x) + 0.01 * torch.randn(len(x), 1)
+
+
+def own():
+    return Own().eval()
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "norm"),
+    [
+        ("rate", [], "l1"),
+        ("rate", ["--norm", "linf"], "linf"),
+        ("noisy", [], "l2"),
+        ("plain", ["--sigma", "0.3"], "l2"),
+    ],
+)
+def test_a_run_leaves_certificates_records_and_a_page(target, more, norm, tmp_path, capsys):
+    main(["certify", f"{TARGET}:{target}", *FAST, *more, "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().out
+    assert f"distance, {norm}" in told
+    assert "abstained" in told
+    lines = [json.loads(text) for text in (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert all(sum(line["votes"]) == 60 for line in lines)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What is proven, and what attacks leave" in page
+    assert "stochade certify" in page
+    assert (tmp_path / "run" / "attacks" / "run.json").is_file()
+    before = (tmp_path / "run" / "certificates.jsonl").read_bytes()
+    main(["certify", f"{TARGET}:{target}", *FAST, *more, "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "certificates.jsonl").read_bytes() == before
+
+
+def test_without_attacks_and_dry(tmp_path, capsys):
+    main(["certify", f"{TARGET}:rate", *FAST, "--no-attack", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "attacks").exists()
+    assert "certified" in (tmp_path / "run" / "report.html").read_text()
+    main(["certify", f"{TARGET}:rate", *FAST, "--dry-run", "--out", str(tmp_path / "dry")])
+    assert "6 examples x 70 draws" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plain", *FAST], "--sigma"),
+        (["plain", *FAST, "--sigma", "0"], "sigma"),
+        (["rate", *FAST, "--selection", "60"], "n0 < n"),
+        (["rate", *FAST, "--alpha", "1e-30"], "at least 100 draws"),
+        (["rate", *FAST, "--alpha", "0"], "alpha"),
+        (["rate", *FAST, "--norm", "l2"], "floor"),
+        (["rate", *FAST, "--norm", "lp"], "l1, l2, linf or l0"),
+        (["rate", *FAST, "--radii", "-1"], "at least 0"),
+        (["rate", *FAST, "--batch", "0"], "--batch"),
+        (["own", *FAST, "--sigma", "0.1"], "independent"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(arguments, told, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["certify", f"{TARGET}:{arguments[0]}", *arguments[1:], "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "certificates.jsonl").exists()
+
+
+def test_the_callers_word(tmp_path):
+    main(
+        [
+            "certify",
+            f"{TARGET}:own",
+            *FAST,
+            "--sigma",
+            "0.1",
+            "--independent",
+            "--no-attack",
+            "--out",
+            str(tmp_path / "r"),
+        ]
+    )
+    assert (tmp_path / "r" / "report.html").is_file()
