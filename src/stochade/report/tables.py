@@ -184,8 +184,8 @@ def _csv(runs: list[Run], kinds: tuple[str, ...]) -> str:
     names = [column.replace(" ", "_") for column in columns]
     limits = [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     suites = ["broken_by_member"] if any(row.members for run in runs for row in run.rows.values()) else []
-    rows = [row for run in runs for row in run.rows.values() if row.threat is not None]
-    codes = ["per", "alphabet"] if any(row.threat["norm"] in ON_CODES for row in rows) else []
+    threats = [row.threat for run in runs for row in run.rows.values() if row.threat is not None]
+    codes = ["per", "alphabet"] if any(threat["norm"] in ON_CODES for threat in threats) else []
     writer.writerow(["run", "attack", "norm", "eps", *codes, *limits, "examples", "draws", *suites])
     for key in _keys(runs):
         for run in runs:
