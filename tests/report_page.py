@@ -1,0 +1,33 @@
+"""What tests of the report read from a page: its texts, links, ids and plots."""
+
+from html.parser import HTMLParser
+
+
+class Page(HTMLParser):
+    """What a reader meets (text outside scripts and styles), the elements, and the scripts."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.words, self.elements, self.scripts, self._inside = [], [], [], ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = tag
+            if tag == "script":
+                self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        if tag == self._inside:
+            self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif not self._inside:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split()).replace("\u00a0", " ")
