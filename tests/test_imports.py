@@ -27,6 +27,7 @@ ALLOWED = {
     "metrics": GROUND | {"nn"},
     "adapters": GROUND | {"nn", "attacks"},
     "certify": GROUND | {"nn", "attacks", "models", "evaluate"},
+    "detect": GROUND | {"nn.discrete", "attacks", "evaluate", "report"},
     "registry": GROUND | {"nn", "models"},
     "checkpoint": GROUND | {"nn.discrete", "registry", "models"},
     "train": GROUND | {"nn", "data", "attacks", "checkpoint"},

@@ -10,6 +10,7 @@ from stochade.cli import common
 from stochade.cli.attack import Attack
 from stochade.cli.audit import Audit
 from stochade.cli.certify import Certify
+from stochade.cli.detect import Detect
 from stochade.cli.measure import Measure
 from stochade.cli.reproduce import Reproduce
 from stochade.cli.train import Train
@@ -157,5 +158,6 @@ class Doctor:
 
 COMMANDS = {
     "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
-    "reproduce": Reproduce, "measure": Measure, "certify": Certify, "diff": Diff, "ls": Ls, "doctor": Doctor,
+    "reproduce": Reproduce, "measure": Measure, "certify": Certify, "detect": Detect, "diff": Diff,
+    "ls": Ls, "doctor": Doctor,
 }  # fmt: skip
