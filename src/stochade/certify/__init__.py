@@ -1,23 +1,30 @@
 """Certificates: what is proven about classifiers that are random or discrete."""
 
 from stochade.certify.bernoulli import RateCode, l1_radius
+from stochade.certify.exact import Bracket, Verdict, largest_robust, verify
 from stochade.certify.gaussian import Gaussian, SmoothingCode, l2_radius
 from stochade.certify.linear import linear_radii, train_linear
 from stochade.certify.procedure import ABSTAIN, Certificate, certify, certify_one, predict_one
+from stochade.certify.sequential import Decision, Largest, certify_sequential, decide, largest
 from stochade.certify.smoothing import Smoothing, check_independent
 
 __all__ = [
     "ABSTAIN",
     "Certificate",
+    "Decision",
     "Gaussian",
+    "Largest",
     "RateCode",
     "Smoothing",
     "SmoothingCode",
     "certify",
     "certify_one",
+    "certify_sequential",
     "check_independent",
+    "decide",
     "l1_radius",
     "l2_radius",
+    "largest",
     "linear_radii",
     "predict_one",
     "train_linear",
