@@ -1,7 +1,7 @@
 """Certificates: what is proven about classifiers that are random or discrete."""
 
 from stochade.certify.bernoulli import RateCode, l1_radius
-from stochade.certify.exact import Bracket, Verdict, largest_robust, verify
+from stochade.certify.exact import LargestRobust, Verdict, largest_robust, verify
 from stochade.certify.gaussian import Gaussian, SmoothingCode, l2_radius
 from stochade.certify.linear import linear_radii, train_linear
 from stochade.certify.procedure import ABSTAIN, Certificate, certify, certify_one, predict_one
@@ -14,9 +14,11 @@ __all__ = [
     "Decision",
     "Gaussian",
     "Largest",
+    "LargestRobust",
     "RateCode",
     "Smoothing",
     "SmoothingCode",
+    "Verdict",
     "certify",
     "certify_one",
     "certify_sequential",
@@ -25,7 +27,9 @@ __all__ = [
     "l1_radius",
     "l2_radius",
     "largest",
+    "largest_robust",
     "linear_radii",
     "predict_one",
     "train_linear",
+    "verify",
 ]

@@ -1,0 +1,262 @@
+"""Exact verification of small binarised networks: no allowed image changes the class, or here is one that does.
+
+Bounds first (`intervals`), which decide most units and often everything; what they leave open becomes a mixed-integer
+program for each class that could win (`exact_encoding`, `exact_milp`).
+
+"robust" covers two networks at once: the one of real arithmetic with the stored parameters, and the one that a
+computer evaluates in the images' own precision, whatever the order of its sums and with or without fused operations
+(reduced-precision modes such as TF32, and convolutions by transforms, are not covered). Sums of +-1 are integers and
+exact in both. Where rounding could turn a sign, both signs are allowed. It rests on HiGHS being right about
+infeasibility, with margins far above its tolerances. "broken" comes with an image that the model itself was run on.
+Whatever is neither is "unknown", with the reason.
+
+The literature's way: Tjeng, Xiao, Tedrake 2019 (MILP with bounds); Narodytska et al. 2018 (binarised networks).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stochade.attacks.inputs import check_inputs, check_model, probe
+from stochade.attacks.threats import L0, Linf, Threat
+from stochade.certify.exact_encoding import Demand, Encoding, _row
+from stochade.certify.exact_layers import Op, check_layers, read
+from stochade.certify.exact_milp import Programs
+from stochade.certify.intervals import State, bounds
+from stochade.errors import BudgetError, ImagesError, ModelError, ThreatError
+from stochade.randomness import reseed, untouched
+
+WIDENED = 2.0**-22  # of every linf box: what float32 rounding may add when an attack computes x0 +- eps
+
+Status = Literal["robust", "broken", "unknown"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is proven about one image.
+
+    Attributes:
+        status: "robust", "broken" or "unknown". reason: of "unknown": "time limit" or "tolerance" (the solver's
+            example is not one for the model, and no other was found).
+        example: [...] an allowed image that the model gets wrong, for "broken".
+        seconds: wall time. units: of all steps and ReLUs. open: those that intervals could not fix.
+        solved: whether a mixed-integer program was needed.
+    """
+
+    status: Status
+    seconds: float
+    reason: str = ""
+    example: Tensor | None = None
+    units: int = 0
+    open: int = 0
+    solved: bool = False
+
+    @property
+    def fixed(self) -> int:
+        """Units that intervals fixed."""
+        return self.units - self.open
+
+
+@dataclass(frozen=True)
+class LargestRobust:
+    """Largest budget that is proven and smallest that is broken, of those asked; None: none."""
+
+    robust: float | None
+    broken: float | None
+    example: Tensor | None = None
+
+
+@torch.no_grad()
+def verify(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seconds: float = 60.0) -> list[Verdict]:
+    """A verdict for every image. Deterministic; the model is left as it was.
+
+    Args:
+        model: a deterministic network of the layers that `exact_layers` knows, on the CPU.
+        x: images [N,...] in [0,1], float32 or float64. y: classes [N].
+        threat: Linf(eps), or L0(k) per value or per pixel.
+        seconds: time for each image; 0 gives "unknown".
+
+    Raises:
+        ModelError: a network that is random, or holds layers that are not known. ThreatError: another threat.
+        BudgetError: a time that is negative or no number.
+    """
+    check_inputs(x, y)
+    _check_threat(threat)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise BudgetError("seconds >= 0 for each image", repr(seconds))
+    if x.dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
+        raise ImagesError("float32 or float64 images on the CPU", f"{x.dtype} on {x.device.type}")
+    if not isinstance(model, nn.Module):
+        raise ModelError("an nn.Module, whose layers can be read", type(model).__name__)
+    check_model(model)
+    unit = torch.finfo(x.dtype).eps / 2
+    with untouched(model):
+        check_layers(model)
+        probe(model, x, y, probabilities_allowed=True)
+        ops = read(model, tuple(x.shape[1:]), Fraction(unit))
+        _check_reading(model, ops, x[:1], unit)
+        return [_one(model, ops, x[i : i + 1], int(y[i]), threat, float(seconds), unit) for i in range(len(x))]
+
+
+def largest_robust(
+    model: nn.Module, x: Tensor, y: Tensor, budgets: Sequence[float] | None = None,
+    threat: Callable[[float], Threat] = Linf, seconds: float = 60.0,
+) -> list[LargestRobust]:  # fmt: skip
+    """Bisection over rising budgets, for each image: at most log2 of their number plus one calls of `verify`.
+
+    Args:
+        budgets: rising; None: 1 to 128 grey levels of 255. threat: from a budget.
+        seconds: for each call.
+    """
+    grid = [level / 255 for level in range(1, 129)] if budgets is None else [float(b) for b in budgets]
+    if not grid or any(a >= b for a, b in pairwise(grid)):
+        raise BudgetError("rising budgets, at least one", repr(budgets))
+    found = []
+    for i in range(len(x)):
+        proven, open_end, broken, example = -1, len(grid), len(grid), None
+        while open_end - proven > 1:
+            middle = (proven + open_end) // 2
+            verdict = verify(model, x[i : i + 1], y[i : i + 1], threat(grid[middle]), seconds)[0]
+            if verdict.status == "robust":
+                proven = middle
+            else:
+                open_end = middle
+                if verdict.status == "broken":
+                    broken, example = middle, verdict.example
+        found.append(
+            LargestRobust(grid[proven] if proven >= 0 else None, grid[broken] if broken < len(grid) else None, example)
+        )
+    return found
+
+
+def _check_threat(threat: Threat) -> None:
+    if type(threat) not in (Linf, L0):
+        raise ThreatError("Linf(eps) or L0(k)", repr(threat), "other norms have no exact verification here")
+
+
+def _encoding(x: Tensor, threat: Threat | None, unit: float) -> Encoding:
+    """What each pixel may become. A linf box is widened by `WIDENED`, so that it holds what attacks call allowed."""
+    pixels = x[0].double().flatten().numpy()
+    groups = np.arange(len(pixels))
+    if isinstance(threat, L0):
+        if threat.per == "pixel" and x.dim() == 4:
+            groups = groups % math.prod(x.shape[2:])
+        low, high = np.minimum(pixels, 0.0), np.maximum(pixels, 1.0)
+        budget = int(min(threat.size, len(pixels)))
+        return Encoding(pixels, low, high, budget if budget < len(np.unique(groups)) else None, groups, unit)
+    if threat is None:
+        return Encoding(pixels, pixels, pixels, None, groups, unit)
+    reach = min(threat.size, 1.0) + WIDENED
+    low, high = np.clip(pixels - reach, 0.0, 1.0), np.clip(pixels + reach, 0.0, 1.0)
+    return Encoding(pixels, np.minimum(low, pixels), np.maximum(high, pixels), None, groups, unit)
+
+
+def _check_reading(model: nn.Module, ops: list[Op], x: Tensor, unit: float) -> None:
+    """The model repeats itself under other seeds, and gives the logits of the network as it was read (unless a sign
+    there hangs on rounding)."""
+    reseed(1)
+    given = model(x)[0].double().numpy()
+    reseed(2)
+    if not np.array_equal(given, model(x)[0].double().numpy()):
+        raise ModelError("a deterministic network", "other logits in a second forward", "certify it by smoothing")
+    encoding = _encoding(x, None, unit)
+    logits = encoding.run(ops, tuple(x.shape[1:]))
+    if encoding.open:
+        return
+    low, high = bounds(logits)
+    room = logits.error + 1e-9 * (1 + np.abs(given))
+    if given.shape != low.shape or (given < low - room).any() or (given > high + room).any():
+        raise ModelError(
+            "a model that computes what its layers say", "other logits than its layers give",
+            "a forward that changes with data cannot be read",
+        )  # fmt: skip
+
+
+def _one(
+    model: nn.Module, ops: list[Op], x: Tensor, label: int, threat: Threat, seconds: float, unit: float
+) -> Verdict:
+    start = time.perf_counter()
+    if seconds == 0:
+        return Verdict("unknown", 0.0, "time limit")
+    if _wrong(model, x, label):
+        return Verdict("broken", time.perf_counter() - start, example=x[0].clone())
+    encoding = _encoding(x, threat, unit)
+    logits = encoding.run(ops, tuple(x.shape[1:]))
+    goals = _goals(logits, label)
+    status, reason, example = "robust", "", None
+    if goals:
+        encoding.limit_changes()
+        status, reason, example = _search(model, x, label, threat, Programs(encoding, start + seconds), goals)
+    spent = time.perf_counter() - start
+    return Verdict(status, spent, reason, example, encoding.units, encoding.open, bool(goals))
+
+
+def _goals(logits: State, label: int) -> list[Demand]:
+    """For every class that may win, the demand that it does; the likeliest first. argmax gives a tie to the class
+    that comes first."""
+    others = [j for j in range(len(logits.shift)) if j != label]
+    lead = State(
+        logits.matrix[others] - logits.matrix[[label] * len(others)], logits.shift[others] - logits.shift[label],
+        logits.error[others] + logits.error[label], logits.base, (), logits.whole,
+    )  # fmt: skip
+    most = bounds(lead)[1]
+    found = []
+    for i, j in enumerate(others):
+        least = 1.0 if lead.whole and j > label else 0.0
+        if most[i] + lead.error[i] >= least:
+            columns, row = _row(lead, i)
+            shift, error = float(lead.shift[i]), float(lead.error[i])
+            demand = Demand(
+                columns, row, least - error - shift, least + error - shift, whole=lead.whole, edge=not lead.whole
+            )
+            found.append((-most[i], i, demand))
+    return [demand for *_, demand in sorted(found, key=lambda t: t[:2])]
+
+
+def _search(
+    model: nn.Module, x: Tensor, label: int, threat: Threat, programs: Programs, goals: list[Demand]
+) -> tuple[Status, str, Tensor | None]:
+    """Each class in turn: proven impossible, or an example, or neither."""
+    reasons = set()
+    for goal in goals:
+        for sharp in (False, True):
+            solved = programs.find(goal, sharp)
+            if solved.answer == "none":
+                reasons |= {"tolerance"} if sharp else set()
+                break
+            if solved.values is None:
+                reasons.add("time limit")
+                break
+            centred = programs.center(goal, solved.values)
+            for values in (centred, solved.values):
+                if values is None:
+                    continue
+                example = _image(programs.encoding, values, x, threat)
+                if _wrong(model, example, label):
+                    return "broken", "", example[0].clone()
+        else:
+            reasons.add("tolerance")
+    if not reasons:
+        return "robust", "", None
+    return "unknown", "time limit" if "time limit" in reasons else "tolerance", None
+
+
+def _image(encoding: Encoding, values: np.ndarray, x: Tensor, threat: Threat) -> Tensor:
+    """The pixels of a point, inside the threat by the threat's own projection."""
+    pixels = values[: encoding.pixels].copy()
+    if encoding.changes:
+        gates = np.array([encoding.changes[int(g)] for g in encoding.groups])
+        pixels = np.where(values[gates] > 0.5, pixels, encoding.image)
+    return threat.project(torch.from_numpy(pixels).to(x.dtype).view_as(x), x)
+
+
+def _wrong(model: nn.Module, x: Tensor, label: int) -> bool:
+    return int(model(x)[0].argmax()) != label
