@@ -314,6 +314,22 @@ def test_tensorboard_gets_every_epoch_once_more_after_resuming(tmp_path, monkeyp
         assert values["slope", e.epoch] == e.slope
 
 
+def test_the_real_tensorboard_reads_what_was_written(tmp_path):
+    reader = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard: pip install tensorboard"
+    )
+    run(small(), epochs=1, objective=Parts(), out=tmp_path, tensorboard=True)
+    history = run(small(), epochs=3, objective=Parts(), out=tmp_path, tensorboard=True)
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    events = found.Scalars("accuracy/validation")
+    told = {event.step: event.value for event in events}
+    assert [event.step for event in events] == [0, 1, 2]  # those of the first run are purged, not doubled
+    for e in history.epochs:
+        assert told[e.epoch] == pytest.approx(e.validation_accuracy)
+        assert {x.step: x.value for x in found.Scalars("terms/ce")}[e.epoch] == pytest.approx(e.terms["ce"])
+
+
 def test_tensorboard_needs_a_folder_and_its_package(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="out="):
         run(small(), tensorboard=True)
