@@ -115,7 +115,7 @@ def case(data: str, smoothing: Smoothing, radii: tuple[float, ...], examples: in
 
 
 def counted(rows: list[dict], rule: str, k: int) -> tuple[np.ndarray, ...]:
-    """Of the rows in reach of radius k: draws made, draws with undecided ones at full n, outcomes, fixed decisions."""
+    """Rows in reach of radius k: draws made, draws with undecided ones at full n, outcomes, fixed decisions."""
     reached = [row for row in rows if row["in reach"][k]]
     made = np.array([row[rule]["draws"][k] for row in reached])
     outcomes = [row[rule]["certified"][k] for row in reached]

@@ -12,7 +12,7 @@ however the tests depend on each other: there is nothing to correct for. A rejec
 larger radius.
 
 Three outcomes: True, certified, wrong with probability at most alpha. False, refuted: p is below p_r, wrong with
-probability at most `futility`; that is no statement about attacks, and it only costs a certificate when it is wrong.
+probability at most `futility` per radius; that says nothing about attacks, and when wrong only costs a certificate.
 None, undecided after all draws, or out of reach: `most` draws that all agree would not certify it.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stochade.certify.confidence import ceiling, check_alpha, check_count, check_draws
 from stochade.certify.procedure import ABSTAIN, first_look
-from stochade.certify.sequential_plan import FIRST, Plan, plan_for
+from stochade.certify.sequential_plan import Plan, plan_for
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.certify.votes import Voter
 from stochade.errors import BudgetError
@@ -154,7 +154,7 @@ def plans_for(
     plans: list[Plan] = []
     for radius in radii:
         least = threshold(smoothing, radius, x, ceiling(most, alpha))
-        plan = None if least is None else plan_for(least, most, alpha, futility, method, min(FIRST, most))
+        plan = None if least is None else plan_for(least, most, alpha, futility, method)
         if plan is None or not plan.reachable:
             break
         plans.append(plan)
@@ -200,9 +200,9 @@ def certify_sequential(
     grid = check_radii(radii)
     check_draws(selection, most, check_alpha(alpha))
     check_count(batch, "draws per forward (batch)")
-    plan_for(0.5, most, alpha, futility, method, min(FIRST, most))
+    plan_for(0.5, most, alpha, futility, method)
     top = ceiling(most, alpha)
-    reach = max(smoothing.radius(top, one) for one in x)
+    reach = max((smoothing.radius(top, one) for one in x), default=math.inf)
     if grid[-1] > reach:
         told = f"radii of at most {reach:.4g}, which {most} draws that all agree certify at alpha={alpha:g}"
         raise BudgetError(told, f"{grid[-1]:g}", "smaller radii, or more draws (most)")

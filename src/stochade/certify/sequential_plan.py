@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import betaln
-from scipy.stats import beta, binom
+from scipy.special import betaincc, betaln
+from scipy.stats import binom
 
 from stochade.certify.confidence import check_alpha, check_count
 from stochade.errors import BudgetError
@@ -79,7 +79,7 @@ class Plan:
         return False if votes <= self.refute[look] else None
 
     def chances(self, p: float, stop: bool = True) -> Chances:
-        """Exact chances at probability p by dynamic programming over (draws, votes), up to 1e-18.
+        """Exact chances at probability p by dynamic programming over (draws, votes), up to 1e-16.
 
         Args:
             stop: False ignores refuting, as the bound on the failure probability does.
@@ -146,7 +146,10 @@ def _levels(level: float, looks: int, last_share: float) -> list[float]:
 def log_wealth(q: float, votes: int, draws: int, prior: tuple[float, float] = PRIOR) -> float:
     """Logarithm of the mixture of bets against p <= q after so many votes of so many draws."""
     a, b = prior[0] + votes, prior[1] + draws - votes
-    mixed = float(betaln(a, b) + beta.logsf(q, a, b) - betaln(*prior) - beta.logsf(q, *prior))
+    above, whole = float(betaincc(a, b, q)), float(betaincc(*prior, q))
+    if above == 0:  # below 1e-300: the share of votes is far below q, where every ratio is less than 1
+        return -math.inf
+    mixed = float(betaln(a, b) - betaln(*prior)) + math.log(above / whole)
     return mixed - votes * math.log(q) - (draws - votes) * math.log1p(-q)
 
 
