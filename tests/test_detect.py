@@ -218,7 +218,8 @@ def test_impossible_settings_are_named_before_any_forward():
 
     x = images(60)
     for options, words in (
-        ({"rate": 0.0}, r"rate in \(0, 1\)"), ({"rate": 1.0}, r"rate in \(0, 1\)"), ({"rate": 0.01}, "at least 99 held-out"),
+        ({"rate": 0.0}, r"rate in \(0, 1\)"), ({"rate": 1.0}, r"rate in \(0, 1\)"),
+        ({"rate": 0.01}, "at least 99 held-out"),
         ({"held": 1.0}, "share"), ({"draws": 0}, "draws"), ({"noises": ()}, "at least one Noise"),
         ({"rate": 0.1, "held": 0.99}, "means and deviations"),
     ):  # fmt: skip
@@ -241,10 +242,10 @@ def test_models_that_cannot_be_watched_are_named():
     with torch.no_grad():
         one.b[0] = 100
     with pytest.raises(ModelError, match="two classes or more"):
-        Detector.calibrate(one, x, rate=0.1)
+        Detector.calibrate(one, x, rate=0.1, noises=NOISES, draws=2)
     step = lambda z: torch.stack([z.flatten(1)[:, 0].round(), z.flatten(1)[:, 1].round() - 0.5], 1)  # noqa: E731
     with pytest.raises(ModelError, match="moves none"):
-        Detector.calibrate(step, x.round().clamp(0.1, 0.9), rate=0.1, noises=Noise("uniform", 0.01))
+        Detector.calibrate(step, x.round().clamp(0.1, 0.9), rate=0.1, noises=Noise("uniform", 0.01), draws=2)
     detector = Detector.calibrate(Linear(3), x, rate=0.1, noises=NOISES, draws=2)
     with pytest.raises(BudgetError, match="3 classes"):
         Detector(Linear(2), detector.calibration).scores(x)
