@@ -104,7 +104,7 @@ def truth_by_patterns(model, x, label, threat):
     for signs in patterns[wrong].numpy():
         for low, high in boxes:  # max t with signs * (w x + b) >= t
             rows = np.hstack([-signs[:, None] * w, np.ones((len(w), 1))])
-            limits = [*zip(low, high, strict=True), (-10, 10)]
+            limits = [*zip(low, high, strict=True), (None, 10)]
             t = -linprog(np.append(np.zeros(len(pixels)), -1.0), rows, signs * b, bounds=limits).fun
             robust, closest = robust and t < 0, min(closest, abs(t))
     return robust, closest
