@@ -63,8 +63,8 @@ def test_no_image_within_the_radius_has_another_class():
 
 
 @pytest.mark.slow
-def test_no_image_within_the_radius_has_another_class_in_ten_thousand_cases():
-    check(10_000, 1)
+def test_no_image_within_the_radius_has_another_class_in_ten_thousand_images():
+    check(500, 1)
 
 
 @pytest.mark.parametrize(("levels", "n"), [(4, 1), (4, 3), (4, 4), (5, 7), (3, 12)])
