@@ -104,6 +104,9 @@ def test_means_and_deviations_equal_a_loop():
         held.append(max(float(z[k]) for k in range(3) if k != y))
     assert c.held.tolist() == pytest.approx(sorted(held))
     assert c.threshold == pytest.approx(sorted(held)[math.ceil(81 * 0.9) - 1])
+    again = c.judge(Moves(seen.logits[120:], seen.moved[120:]))
+    assert int(again.flags.sum()) == 80 - 73  # what equals the threshold is not flagged
+    assert c.at(0.3).threshold == pytest.approx(sorted(held)[math.ceil(81 * 0.7) - 1])
     first = [i for i in range(120) if predicted[i] == 1]
     centre = seen.logits[first].mean(0)
     nearest = min(first, key=lambda i: float((seen.logits[i] - centre).square().sum()))

@@ -117,7 +117,7 @@ def caught(detector, x, y):
 
 
 def test_pgd_is_detected_and_the_attack_in_the_loop_is_not(watched):
-    """At the same linf 0.3: PGD is caught 60 times in a hundred or more (82 measured), the adaptive attack 5 or less."""
+    """At the same linf 0.3: PGD is caught at least 60 times in 100 (82 measured), the adaptive attack at most 5."""
     detector, _, x, y = watched
     assert float((detector.examine(x).predicted == y).float().mean()) > 0.9
     assert float(detector.flags(x).float().mean()) <= 0.2  # 5 % asked; more than 10 of 50 has probability 3e-5

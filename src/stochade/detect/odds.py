@@ -240,12 +240,11 @@ class Detector:
             ImagesError, LogitsError, ModelError: images or models that cannot be looked at.
             BudgetError: a model of other classes than the calibration.
         """
-        check_images_for(self.model, x)
-        c = self.calibration
+        c, classes = self.calibration, check_images_for(self.model, x)
+        if classes != c.classes:
+            raise BudgetError(f"a model of {c.classes} classes, as calibrated", str(classes), "calibrate on it")
         with progress("looking for flagged images", len(x), show_progress) as tick:
             seen = moves(self.model, x, c.noises, c.draws, seed_for(self.seed, "test"), ids, tick)
-        if seen.logits.shape[1] != c.classes:
-            raise BudgetError(f"a model of {c.classes} classes, as calibrated", str(seen.logits.shape[1]))
         return c.judge(Moves(*(t.cpu() for t in seen)))
 
     def scores(self, x: Tensor) -> Tensor:

@@ -28,12 +28,13 @@ class Moves(NamedTuple):
     moved: Tensor
 
 
-def check_images_for(model: Model, x: Tensor) -> None:
-    """Images in [0,1] that the model takes; errors as those of attacks, before any other forward."""
+def check_images_for(model: Model, x: Tensor) -> int:
+    """The model's number of classes, for images in [0,1] that it takes; errors as those of attacks, before any other
+    forward."""
     check_images(x)
     check_model(model)
     with untouched(model):
-        probe(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        return probe(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device))
 
 
 @torch.no_grad()
