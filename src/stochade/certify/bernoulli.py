@@ -48,13 +48,19 @@ def l1_radius(p: float, steps: int) -> float:
         BudgetError: p outside [0, 1] or fewer than one frame.
     """
     _check(p, steps)
-    return 0.0 if p <= 0.5 else -math.expm1(math.log(1.5 - p) / steps)
+    return 0.0 if p <= 0.5 else -math.expm1(math.log1p(0.5 - p) / steps) / ROUNDED
 
 
 def room(p: float, steps: int) -> float:
-    """-log cos(arcsin sqrt(p) - pi/4) / T: how much sum_i -log B(x_i, x'_i) may be; 0 for p <= 1/2."""
+    """-log cos(arcsin sqrt(p) - pi/4) / T: how much sum_i -log B(x_i, x'_i) may be; 0 for p <= 1/2.
+
+    cos^2 of it is 1/2 + sqrt(p (1-p)), so that nothing cancels near p = 1/2.
+    """
     _check(p, steps)
-    return 0.0 if p <= 0.5 else -math.log(math.cos(math.asin(math.sqrt(p)) - math.pi / 4)) / steps
+    if p <= 0.5:
+        return 0.0
+    away = (2 * p - 1) ** 2 / (2 + 4 * math.sqrt(p * (1 - p)))  # 1/2 - sqrt(p (1-p))
+    return -0.5 * math.log1p(-away) / steps
 
 
 def _check(p: float, steps: int) -> None:
@@ -66,11 +72,14 @@ def _check(p: float, steps: int) -> None:
 
 def separation(x: Tensor, other: Tensor, floor: float = 0.0) -> Tensor:
     """-log B of every pixel, float64, like x; infinite where no code is common. Pixels in [0,1], or in [-1,1] for
-    signed rates; `floor` clips rates to [floor, 1-floor]."""
+    signed rates; `floor` clips rates to [floor, 1-floor]. 1 - B is formed from differences of roots, so that small
+    changes keep their digits."""
     a, b = (part.double().abs().clamp(floor, 1 - floor) for part in (x, other))
-    silent = ((1 - a) * (1 - b)).sqrt()
-    both = torch.where(x.double() * other.double() < 0, silent, (a * b).sqrt() + silent)
-    return -both.clamp(0, 1).log()
+    spikes, silence = a.sqrt() + b.sqrt(), (1 - a).sqrt() + (1 - b).sqrt()
+    gap = (a - b).square()
+    apart = torch.where(gap > 0, gap / spikes.square() + gap / silence.square(), 0.0) / 2
+    across = -0.5 * (torch.log1p(-a) + torch.log1p(-b))
+    return torch.where(x.double() * other.double() < 0, across, -torch.log1p(-apart.clamp(max=1.0)))
 
 
 class RateCode(Smoothing):
@@ -132,16 +141,21 @@ class RateCode(Smoothing):
         return max(everywhere, local)
 
 
+ROUNDED = 1 + 1e-9  # sums of a million float64 terms are far nearer
+
+
 def _largest(limit: float, x: Tensor, norm: str, floor: float, low: float, high: float) -> float:
     """The largest radius at which the bound on the sum stays below the limit, by bisection from below: the bound
     grows with the radius, so the lower end is always proven."""
     if norm == "l0":
         worst = _worst_change(x, torch.full_like(x, math.inf), floor, low, high).sort(descending=True).values
-        return float((worst.cumsum(0) < limit).sum() + 1)  # every distance below it: that many values are too many
+        return float(
+            (worst.cumsum(0) * ROUNDED < limit).sum() + 1
+        )  # every distance below it: that many values are too many
     below, above = 0.0, float(x.numel()) if norm == "l1" else float(x.numel()) ** 0.5 if norm == "l2" else 1.0
     for _ in range(60):
         middle = (below + above) / 2
-        if _bound(middle, x, norm, floor, low, high) < limit:
+        if _bound(middle, x, norm, floor, low, high) * ROUNDED < limit:
             below = middle
         else:
             above = middle
