@@ -193,6 +193,20 @@ def test_rounding_that_turns_a_sign_is_neither_hidden_nor_guessed():
     assert verify(body, zeros, torch.tensor([0]), L0(2))[0].status == "robust"
 
 
+def test_sums_that_float32_cannot_hold_are_not_proven():
+    """1 + 2^25 - 2^25 is 1 on paper, and 0 or 1 in float32 by the order of the sum: its sign beside 1/2 is open."""
+    first, head = nn.Linear(3, 1), nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 2.0**25, -(2.0**25)]]))
+        first.bias.fill_(-0.5)
+        head.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    model, x = nn.Sequential(nn.Flatten(), first, Sign(), head).eval(), torch.ones(1, 1, 1, 3)
+    verdict = verify(model, x, model(x).argmax(1), L0(0))[0]
+    assert (verdict.status, verdict.reason) == ("unknown", "tolerance")
+    model, x = model.double(), x.double()
+    assert verify(model, x, torch.tensor([1]), L0(0))[0].status == "robust"
+
+
 def test_no_time_gives_unknown():
     model = dense(torch.Generator().manual_seed(0))
     x = torch.rand(2, 1, 1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
