@@ -208,11 +208,21 @@ def test_looks():
         assert all(a < b <= math.ceil(1.25 * a) + 1 for a, b in itertools.pairwise(looks))
 
 
+def test_keeps_half_of_alpha_for_the_last_look():
+    plan = plan_for(0.7, 5000, 0.01)
+    early = by_looks(Plan(0.7, plan.looks, (*plan.certify[:-1], 5001), plan.refute), 0.7)
+    assert 0.0045 < early <= 0.005
+    assert by_looks(plan, 0.7) > 0.0095
+
+
 class Steps(Gaussian):
-    """A radius that jumps: 1 from p = 0.6 on, 3 from 0.9 on."""
+    """A radius that jumps: 1 from the first place on, 3 from the second."""
+
+    def __init__(self, first=0.6, second=0.9):
+        self.first, self.second = first, second
 
     def radius(self, p, x=None):
-        return 0.0 if p < 0.6 else 1.0 if p < 0.9 else 3.0
+        return 0.0 if p < self.first else 1.0 if p < self.second else 3.0
 
 
 def test_thresholds_reach_the_radius_and_hardly_less_does():
@@ -222,10 +232,11 @@ def test_thresholds_reach_the_radius_and_hardly_less_does():
         least = threshold(smoothing, radius, x, ceiling(100_000, 0.001))
         assert smoothing.radius(least, x) >= radius > smoothing.radius(least - 1e-7, x)
     assert threshold(Gaussian(0.5), 0.5) == pytest.approx(norm.cdf(1.0), abs=1e-8)
-    assert 0.9 <= threshold(Steps(1), 2.0) < 0.9 + 1e-7
-    assert 0.6 <= threshold(Steps(1), 1.0) < 0.6 + 1e-7
+    for first in np.linspace(0.501, 0.79, 50):
+        assert first <= threshold(Steps(first), 1.0) < first + 1e-7
+        assert first + 0.2 <= threshold(Steps(first, first + 0.2), 2.0) < first + 0.2 + 1e-7
     assert threshold(Gaussian(0.25), 1.0, top=ceiling(100_000, 0.001)) is None
-    assert threshold(Steps(1), 3.1) is None
+    assert threshold(Steps(), 3.1) is None
 
 
 class Coin(Voter):
@@ -306,6 +317,9 @@ def test_outcomes_and_draws_are_told():
     assert far.draws < 500
     none = decide(Coin(0.9999, generator, Gaussian(0.25)), 2, 1.0, most=100_000)
     assert (none.certified, none.chosen, none.draws) == (None, ABSTAIN, 0)
+    rule = {"selection": 5, "most": 1000}  # 1,000 draws that agree: 2.46 by their bound, 2.44 by bets
+    assert decide(Coin(1.0, generator), 2, 2.45, **rule).certified
+    assert decide(Coin(1.0, generator), 2, 2.45, **rule, method="betting").draws == 0
 
 
 def test_certifies_half_spaces_below_their_distance_with_few_draws():

@@ -87,7 +87,7 @@ def threshold(smoothing: Smoothing, radius: float, x: Tensor | None = None, top:
 
     root = float(brentq(beyond_it, 0.5, top, xtol=1e-9))  # type: ignore[arg-type]
     for step in range(16):
-        beyond = min(top, root + 1e-9 * 4**step)
+        beyond = min(top, root + 1e-9 * (4**step - 1))
         if smoothing.radius(beyond, x) >= radius:
             return beyond
     return top
