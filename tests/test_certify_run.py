@@ -169,3 +169,23 @@ def test_grids_and_impossible_attacks():
         attacks_at("l0", [1])
     with pytest.raises(BudgetError, match="above 0"):
         attacks_at("l2", [0.0])
+
+
+def test_decided_one_by_one_they_agree_with_the_fixed_draws(tmp_path):
+    """Votes differ, so a radius near its threshold may fall either way; the draws are far fewer."""
+    x, y = examples(30, 5)
+    settings = SETTINGS | {"draws": 4000}
+    fixed = certify_examples(network(), x, y, Gaussian(0.3), **settings)
+    radii = [0.05, 0.1, 0.2]
+    found = certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=radii, out=tmp_path / "run")
+    assert found.draws().mean() < 0.4 * fixed.draws().mean()
+    for r in radii:
+        assert abs(found.accuracy(r).value - fixed.accuracy(r).value) <= 0.1
+    assert found.accuracy(0.2).value < found.accuracy(0.05).value
+    assert found.accuracy(0.21).value == 0  # not asked
+    again = certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=radii, out=tmp_path / "run")
+    assert again.lines == found.lines
+    with pytest.raises(RecordsError, match="radii"):
+        certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0.1], out=tmp_path / "run")
+    with pytest.raises(BudgetError, match="radii"):
+        certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0.2, 0.1])

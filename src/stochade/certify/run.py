@@ -6,6 +6,7 @@ OUT/provenance.json       versions, hardware, revision
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from stochade.certify.confidence import ceiling, check_alpha, check_count, check_draws
 from stochade.certify.procedure import ABSTAIN, Certificate, certify_one, first_look
+from stochade.certify.sequential import check_radii, largest
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.certify.votes import Voter
 from stochade.describe import digest, fingerprint_model, provenance
@@ -24,6 +26,8 @@ from stochade.evaluate.source import Source
 from stochade.evaluate.store import write_json
 from stochade.progress import progress
 from stochade.randomness import identities, untouched
+
+ABOVE = 1 + 1e-9  # "at distances below this" includes the distance that was asked for
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,14 @@ def _lines(path: Path) -> list[Line]:
 def certify_examples(
     model: Model, images: Any, labels: Any, smoothing: Smoothing, *, selection: int = 100, draws: int = 100_000,
     alpha: float = 0.001, batch: int = 1000, seed: int = 0, out: str | Path | None = None, device: str = "cpu",
-    independent: bool = False, show_progress: bool = True, meta: dict | None = None,
+    independent: bool = False, radii: Sequence[float] = (), show_progress: bool = True, meta: dict | None = None,
 ) -> Certified:  # fmt: skip
     """`certify` over a data set, with records.
 
     Args:
         images, labels: as for `evaluate`. The rest as for `certify`.
+        radii: distances above 0; when given, each is decided with as few draws as that takes (`largest`) and `draws`
+            are the most; a certificate's radius is then just above the largest that is certified.
         out: folder of the run; a stopped run in it goes on, another one is refused.
         meta: further facts for the records.
 
@@ -112,27 +118,41 @@ def certify_examples(
     check_alpha(alpha)
     check_draws(selection, draws, alpha)
     check_count(batch, "draws per forward (batch)")
+    asked = [r * ABOVE for r in check_radii(radii)] if radii else []
     source = Source(images, labels, 1)
     config = {
         "schema": 1, "examples": len(source), "selection": selection, "draws": draws, "alpha": alpha, "batch": batch,
-        "seed": seed, "device": device, "smoothing": smoothing.describe(), "unit": smoothing.unit, "about": meta or
-        {},
+        "seed": seed, "device": device, "smoothing": smoothing.describe(), "unit": smoothing.unit,
+        "radii": list(radii), "about": meta or {},
     }  # fmt: skip
     config["digest"] = digest([config, fingerprint_model(model), fingerprint_data(source)])
     folder = None if out is None else Path(out)
     done = [] if folder is None else _open(folder, config)
     classes = first_look(model, source[0][0].to(device), smoothing, independent) if len(done) < len(source) else 0
-    label = f"certifying, {selection + draws} draws each"
+    label = f"certifying, {'at most ' if asked else ''}{selection + draws} draws each"
     with untouched(model), progress(label, len(source), show_progress, len(done)) as tick:
         for row in range(len(done), len(source)):
             x, y = source[row]
             identity = int(identities(x, y)[0])
             voter = Voter(model, smoothing, x.to(device), seed, identity, batch)
-            done.append(Line(row, identity, int(y), certify_one(voter, classes, selection, draws, alpha)))
+            if asked:
+                one = _largest(voter, classes, asked, selection, draws, alpha)
+            else:
+                one = certify_one(voter, classes, selection, draws, alpha)
+            done.append(Line(row, identity, int(y), one))
             if folder is not None:
                 _append(folder, done[-1])
             tick(1, f"certified {sum(line.right for line in done)} of {row + 1}")
     return Certified(done, config)
+
+
+def _largest(voter: Voter, classes: int, radii: list[float], selection: int, draws: int, alpha: float) -> Certificate:
+    """As a certificate: no bound of the probability, votes for the chosen class and for all others."""
+    found = largest(voter, classes, radii, selection=selection, most=draws, alpha=alpha)
+    counts = [0] * classes
+    if found.chosen != ABSTAIN:
+        counts[found.chosen] = found.votes
+    return Certificate(found.prediction, found.radius, 0.0, tuple(counts), found.draws, found.seconds)
 
 
 def _append(folder: Path, line: Line) -> None:

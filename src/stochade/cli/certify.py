@@ -22,6 +22,8 @@ class Certify:
     stochade certify runs/cnn --data mnist --sigma 0.25 --examples 500 --radii 0.25 0.5 0.75
 
     stochade certify runs/rate-coded --norm linf --no-attack
+
+    stochade certify runs/cnn --sigma 0.5 --radii 0.25 0.5 1 --sequential --draws 100000
     """
 
     target: Annotated[str, Positional, PositionalMetavarFromFieldName]
@@ -44,6 +46,8 @@ class Certify:
     """Draws per forward; part of the results' identity."""
     radii: tuple[float, ...] = ()
     """Distances of the table and of the attacks; default five up to what unanimous draws would prove."""
+    sequential: bool = False
+    """Decide only these distances, each with as few draws as that takes; --draws is the most."""
     no_attack: bool = False
     """Leave the attacks out."""
     attack_draws: int = 500
@@ -94,6 +98,7 @@ class Certify:
         found = certify_examples(
             model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
             batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
+            radii=[r for r in radii if r > 0] if self.sequential else (),
             show_progress=not self.quiet, meta=target.about | facts,
         )  # fmt: skip
         records = None
@@ -110,7 +115,10 @@ class Certify:
         print(f"{'distance, ' + smoothing.norm:>14}  {'certified':22}  {'attacked':22}  attacked, undecided right")
         for r in radii:
             print(f"{r:14.4g}  {found.accuracy(r)!s:22}  {left.get(r, '-')!s:22}  {above.get(r, '-')}")
-        print(f"abstained: {found.abstained()}")
+        spent = found.draws()
+        print(
+            f"abstained: {found.abstained()}; {spent.mean():.0f} draws each, {_share(spent)} at most for 90 % of them"
+        )
         if above and not bracketed({r: found.accuracy(r) for r in radii}, above):
             print(
                 "an attack leaves less than is certified: the draws of this model are not independent, or this "
@@ -143,3 +151,9 @@ class Certify:
             f"{len(source)} examples x {total} draws, about {each * total * len(source) / 60:.1f} minutes, "
             "attacks apart"
         )
+
+
+def _share(draws) -> int:
+    import numpy as np
+
+    return int(np.quantile(draws, 0.9, method="higher"))

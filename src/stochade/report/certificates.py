@@ -33,7 +33,8 @@ def page(found: Certified, records: Records | None, command: str, provenance: di
         title="Certificates",
         eyebrow=f"{meta['about'].get('target', 'a model')} on {meta['about'].get('data', 'images')}",
         facts=[f"{len(found)} examples", f"{meta['smoothing']['smoothing']}: {smoothing}", f"norm {norm}, in {unit}",
-               f"alpha {alpha:g} per example", f"{spent.mean():.0f} draws each"],
+               f"alpha {alpha:g} per example", f"{spent.mean():.0f} draws each",
+               *(["decided sequentially"] if meta.get("radii") else [])],
         intro=[
             "Certified: the share of examples whose majority vote is proven to be right at that distance and nearer. "
             f"A certificate is wrong with probability at most {alpha:g}; intervals are 95 % over examples. "
@@ -61,9 +62,9 @@ def _upper(estimate: Estimate | None) -> str:
 
 
 def distances(found: Certified, above: Mapping[float, Estimate]) -> list[float]:
-    """0, those that were attacked, else quantiles of the certified radii."""
-    if above:
-        return sorted(above)
+    """0, those that were attacked or asked for, else quantiles of the certified radii."""
+    if above or found.meta.get("radii"):
+        return sorted({0.0, *above, *found.meta.get("radii", ())})
     radii = found.radii()
     positive = radii[np.isfinite(radii) & (radii > 0)]
     steps = [] if not positive.size else [float(f"{q:.2g}") for q in np.quantile(positive, [0.25, 0.5, 0.75, 0.95])]
