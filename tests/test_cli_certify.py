@@ -93,6 +93,17 @@ def test_without_attacks_and_dry(tmp_path, capsys):
     assert not (tmp_path / "dry").exists()
 
 
+def test_flips_of_one_encoding_each(tmp_path, capsys):
+    more = ["--flips", "0.1", "0.3", "--radii", "0", "1", "--out", str(tmp_path / "run")]
+    main(["certify", f"{TARGET}:rate", *FAST, *more])
+    told = capsys.readouterr().out
+    assert "distance, l0" in told
+    assert "flips" in told
+    lines = [json.loads(text) for text in (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()]
+    assert {line["radius"] for line in lines} <= {0.0, 1.0, 2.0, 3.0}
+    assert not (tmp_path / "run" / "attacks").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -105,6 +116,9 @@ def test_without_attacks_and_dry(tmp_path, capsys):
         (["rate", *FAST, "--norm", "lp"], "l1, l2, linf or l0"),
         (["rate", *FAST, "--radii", "-1"], "at least 0"),
         (["rate", *FAST, "--batch", "0"], "--batch"),
+        (["rate", *FAST, "--flips", "2"], "[0, 1]"),
+        (["rate", *FAST, "--flips", "0.1", "--sigma", "0.1"], "without --sigma"),
+        (["plain", *FAST, "--flips", "0.1"], "encoder"),
         (["own", *FAST, "--sigma", "0.1"], "independent"),
     ],
 )

@@ -23,6 +23,8 @@ class Certify:
 
     stochade certify runs/rate-coded --norm linf --no-attack
 
+    stochade certify runs/rate-coded --flips 0.01 0.3
+
     stochade certify runs/cnn --sigma 0.5 --radii 0.25 0.5 1 --sequential --draws 100000
     """
 
@@ -33,6 +35,9 @@ class Certify:
     sigma: float | None = None
     """Add Gaussian noise of this standard deviation; default: the model's own noise (its encoder's, or its
     input's)."""
+    flips: tuple[float, ...] = ()
+    """Certify the network behind the encoder against flips, for one encoding of each image: noise changes a 0 with
+    the first probability and a spike with the second (or the first)."""
     norm: str | None = None
     """Of the distances. Default l2 for Gaussian noise, l1 for rate codes (which know linf, and l2, l0 with a
     floor)."""
@@ -85,12 +90,18 @@ class Certify:
             raise UsageError("--radii of at least 0", str(self.radii))
         common.check_device(self.device)
         target = load_target(self.target, seed=0, device=self.device, show_progress=not self.quiet)
-        model, smoothing = smoothing_of(target.model, self.sigma, self.norm)
+        if self.flips:
+            model, smoothing = self._on_codes(target.model)
+        else:
+            model, smoothing = smoothing_of(target.model, self.sigma, self.norm)
         radii = sorted({0.0, *self.radii}) if self.radii else grid(smoothing, self.draws, self.alpha)
         attack = not self.no_attack and smoothing.norm != "l0"
         if attack:
             attacks_at(smoothing.norm, radii, self.steps)
         images, labels, facts = common.load_images(self.images, target.data, self.seed)
+        if self.flips:
+            images, labels = encoded(target.model, images, labels, self.seed, self.device)
+            facts |= {"codes": f"one encoding each, {tuple(images.shape[1:])}"}
         if self.dry_run:
             self._cost(model, smoothing, images, labels)
             return
@@ -126,6 +137,16 @@ class Certify:
             )
         print(f"report: {where}")
 
+    def _on_codes(self, model):
+        """(network, flip noise) for the codes of its encoder."""
+        from stochade.attacks.codes import encoder_and_network, flips_for
+        from stochade.certify.flips import FlipNoise
+
+        if len(self.flips) > 2 or self.sigma is not None or self.norm not in (None, "l0"):
+            raise UsageError("--flips with one or two probabilities, without --sigma or --norm", str(self.flips))
+        threat = flips_for(model)
+        return encoder_and_network(model, threat)[1], FlipNoise(*self.flips, alphabet=threat.letters)
+
     def _cost(self, model, smoothing, images, labels) -> None:
         import time
 
@@ -151,6 +172,23 @@ class Certify:
             f"{len(source)} examples x {total} draws, about {each * total * len(source) / 60:.1f} minutes, "
             "attacks apart"
         )
+
+
+def encoded(model, images, labels, seed: int, device: str):
+    """(codes [N,T,...], labels [N]): one encoding of every image, drawn in chunks of 100."""
+    import torch
+
+    from stochade.attacks.codes import encode, flips_for
+    from stochade.evaluate.source import Source
+    from stochade.randomness import seed_for, untouched
+
+    source, codes, classes = Source(images, labels, 100), [], []
+    with untouched(model):
+        for index in range(source.chunks):
+            x, y = source[index]
+            codes.append(encode(model, x.to(device), flips_for(model), seed_for(seed, "realised codes", index)))
+            classes.append(y)
+    return torch.cat(codes), torch.cat(classes)
 
 
 def _share(draws) -> int:
