@@ -2,6 +2,7 @@
 where time or rounding ends it, and errors by name for whatever cannot be read."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from exact_cases import ALL, KINDS, behind_threshold, dense, truth_by_cases, tru
 from stochade.attacks.descent import PGD
 from stochade.attacks.square import Square
 from stochade.attacks.threats import L0, L2, Linf
-from stochade.certify import largest_robust, verify
+from stochade.certify import exact_milp, largest_robust, verify
 from stochade.errors import BudgetError, ImagesError, ModelError, ThreatError
 from stochade.models.bnn import BNN
 from stochade.models.known_answer import Linear, Threshold, ThresholdedInput
@@ -216,6 +217,17 @@ def test_no_time_gives_unknown():
     found = [v for v in verify(model, x, y, L0(2), seconds=1e-9) if v.solved]
     assert found
     assert all((v.status, v.reason) == ("unknown", "time limit") for v in found)
+
+
+@pytest.mark.parametrize("status", [1, 3, 4])
+def test_a_solver_that_gives_up_proves_nothing(monkeypatch, status):
+    """HiGHS out of time (1), unbounded (3) or in trouble (4); only 2, infeasible, is a proof."""
+    monkeypatch.setattr(exact_milp, "milp", lambda *a, **k: SimpleNamespace(x=None, status=status))
+    model = dense(torch.Generator().manual_seed(0))
+    x = torch.rand(2, 1, 1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = [v for v in verify(model, x, model(x).argmax(1), L0(2)) if v.solved]
+    assert found
+    assert all(v.status == "unknown" for v in found)
 
 
 def test_attacks_that_go_first_give_checked_examples():
