@@ -15,6 +15,7 @@ from stochade.cli.measure import Measure
 from stochade.cli.reproduce import Reproduce
 from stochade.cli.train import Train
 from stochade.cli.transfer import Transfer
+from stochade.cli.verify import Verify
 from stochade.errors import UsageError
 
 Name = Annotated[str, Positional, PositionalMetavarFromFieldName]
@@ -158,6 +159,6 @@ class Doctor:
 
 COMMANDS = {
     "audit": Audit, "train": Train, "attack": Attack, "report": Report, "transfer": Transfer,
-    "reproduce": Reproduce, "measure": Measure, "certify": Certify, "detect": Detect, "diff": Diff,
+    "reproduce": Reproduce, "measure": Measure, "certify": Certify, "verify": Verify, "detect": Detect, "diff": Diff,
     "ls": Ls, "doctor": Doctor,
 }  # fmt: skip

@@ -1,0 +1,129 @@
+"""`stochade verify`: exact answers for small binarised networks, image by image."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
+
+from stochade.cli import common
+from stochade.errors import BudgetError, RecordsError
+
+STATUSES = ("robust", "broken", "unknown")
+
+
+@dataclass
+class Verify:
+    """Decide exactly whether any image within linf or l0 of a test image changes the class of a small binarised
+    TARGET: robust (proven), broken (with an example that the model was run on), or unknown (time). The same command
+    goes on where a stopped one was.
+
+    Examples:
+
+    stochade verify runs/dbn --data digits --threat linf=0.05 --seconds 10
+
+    stochade verify runs/dbn --data mnist --threat l0=2 --examples 50 --out runs/exact
+    """
+
+    target: Annotated[str, Positional, PositionalMetavarFromFieldName]
+    """A checkpoint folder, a name of `stochade ls targets`, module:function or file.py:function."""
+    out: Path | None = None
+    """Folder for the verdicts (runs/verify-TARGET)."""
+    threat: str = "linf=0.05"
+    """linf=EPS, or l0=K changed values."""
+    seconds: float = 10.0
+    """For each image; what is not decided by then is unknown."""
+    no_attack: bool = False
+    """Leave out the attack that looks for easy examples first."""
+    seed: int = 0
+    """Of the choice of images and of that attack."""
+    quiet: bool = False
+    """No progress."""
+    images: OmitArgPrefixes[common.DataOptions] = field(default_factory=common.DataOptions)
+
+    def run(self) -> None:
+        from stochade.attacks import PGD, parse_threat
+        from stochade.certify.exact import verify
+        from stochade.describe import digest, fingerprint_model, provenance
+        from stochade.evaluate.run import fingerprint_data
+        from stochade.evaluate.source import Source
+        from stochade.evaluate.store import write_json
+        from stochade.progress import progress
+        from stochade.targets import load_target
+
+        if not self.seconds >= 0:
+            raise BudgetError("--seconds of at least 0", str(self.seconds))
+        threat = parse_threat(self.threat)
+        target = load_target(self.target, seed=0, show_progress=not self.quiet)
+        images, labels, facts = common.load_images(self.images, target.data, self.seed)
+        source = Source(images, labels, 1)
+        attacks = [] if self.no_attack else [PGD(threat, steps=20)]
+        verify(target.model, *source[0], threat, 0.0, attacks)  # every refusal, before anything is written
+        config = {
+            "schema": 1, "examples": len(source), "threat": str(threat), "seconds": self.seconds,
+            "attack": not self.no_attack, "seed": self.seed, "about": target.about | facts,
+        }  # fmt: skip
+        config["digest"] = digest([config, fingerprint_model(target.model), fingerprint_data(source)])
+        out = self.out or Path("runs") / f"verify-{common.file_name(self.target)}"
+        done = taken_up(out, config)
+        if not done:
+            write_json(out / "provenance.json", provenance())
+        with progress("verifying", len(source), not self.quiet, len(done)) as tick:
+            for row in range(len(done), len(source)):
+                x, y = source[row]
+                found = verify(target.model, x, y, threat, self.seconds, attacks)[0]
+                done.append(
+                    {"row": row, "label": int(y), "status": found.status, "reason": found.reason,
+                     "seconds": round(found.seconds, 4), "units": found.units, "open": found.open,
+                     "solved": found.solved,
+                     "example": None if found.example is None else found.example.flatten().tolist()}
+                )  # fmt: skip
+                with open(out / "verdicts.jsonl", "a") as file:
+                    file.write(json.dumps(done[-1]) + "\n")
+                tick(1, ", ".join(f"{_count(done, s)} {s}" for s in STATUSES))
+        self._tell(target.name, str(facts["data"]), str(threat), done, out)
+
+    def _tell(self, name: str, data: str, threat: str, done: list[dict], out: Path) -> None:
+        from stochade.evaluate.intervals import binomial
+
+        print(f"{name} on {data}: {len(done)} images, {threat}")
+        for status in STATUSES:
+            count = _count(done, status)
+            low, high = binomial(count, len(done))
+            print(f"{status:8} {count:6}  {100 * count / len(done):.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
+        robust, broken = (_count(done, s) for s in STATUSES[:2])
+        print(f"accuracy under the threat on these images: {robust} to {len(done) - broken} of {len(done)}, proven")
+        print(f"verdicts: {out / 'verdicts.jsonl'}")
+
+
+def _count(done: list[dict], status: str) -> int:
+    return sum(one["status"] == status for one in done)
+
+
+def taken_up(out: Path, config: dict) -> list[dict]:
+    """The verdicts of a stopped run of the same settings, or a new folder; a line that a kill has cut is removed.
+
+    Raises:
+        RecordsError: `out` holds something else.
+    """
+    from stochade.evaluate.store import write_json
+
+    path, lines = out / "verify.json", out / "verdicts.jsonl"
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RecordsError("an empty folder", str(out), "choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, config)
+        return []
+    if json.loads(path.read_text()).get("digest") != config["digest"]:
+        raise RecordsError(
+            "an empty folder or a stopped run of the same settings", f"{out} with another run", "choose another --out"
+        )
+    if not lines.is_file():
+        return []
+    content = lines.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        lines.write_bytes(whole)
+    return [json.loads(text) for text in whole.decode().splitlines()]
