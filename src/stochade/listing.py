@@ -65,6 +65,7 @@ def listing() -> dict[str, dict[str, str]]:
     from stochade.attacks.registry import ATTACKS, CODE_ATTACKS
     from stochade.attacks.threats import THREATS
     from stochade.audit import CHECKS, EFFORTS
+    from stochade.certify import FlipNoise, Gaussian, RateCode, SmoothingCode, Splitting, linear_radii, verify
     from stochade.data import KNOWN as KNOWN_DATA
     from stochade.models.known_answer import KNOWN
     from stochade.recipes import catalogue
@@ -93,7 +94,10 @@ def listing() -> dict[str, dict[str, str]]:
             for name, e in EFFORTS.items()
         },
         "checks": {name: _first_sentence(check) for name, check in CHECKS.items()},
-        "certificates": {},
+        "certificates": {
+            **{cls.__name__: _first_sentence(cls) for cls in (Gaussian, SmoothingCode, RateCode, FlipNoise, Splitting)},
+            **{f.__name__: _first_sentence(f) for f in (linear_radii, verify)},
+        },
         "recipes": {name: _about(catalogue.load(name)) for name in catalogue.names()},
         "data": {"digits": "scikit-learn digits, 8x8, bundled"}
         | dict.fromkeys(KNOWN_DATA, "download by name (stochade[download])"),
