@@ -3,10 +3,11 @@ that draw anew in every frame; models whose draws are not independent are refuse
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.special import ndtr, ndtri
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binom, binomtest
 from torch import nn
 
 from stochade.certify import ABSTAIN, Gaussian, SmoothingCode, certify, l2_radius, predict_one
@@ -87,6 +88,54 @@ def test_is_the_exact_distance_on_half_spaces():
         assert l2_radius(p, 0.25) == pytest.approx(distance, rel=1e-6)
     assert l2_radius(0.5, 0.25) == l2_radius(0.2, 0.25) == 0
     assert math.isinf(l2_radius(1.0, 0.25))
+
+
+def turning_point(ends, sigma, frames, x):
+    """(probability of a union of intervals for the mean of `frames` draws, the least |delta| at which it loses its
+    majority): a scan of the line, since the probability is known in closed form. A little too large at most."""
+    spread = sigma / math.sqrt(frames)
+
+    def p(at):
+        return (ndtr((ends[1::2] - at[:, None]) / spread) - ndtr((ends[::2] - at[:, None]) / spread)).sum(1)
+
+    here = float(p(np.array([x]))[0])
+    steps = np.linspace(0, 6 * sigma, 6001)
+    lost = (np.minimum(p(x + steps), p(x - steps)) <= 0.5).nonzero()[0]
+    return here, steps[lost[0]] if lost.size else np.inf
+
+
+def sound(cases, seed):
+    rng, tight = np.random.default_rng(seed), 0
+    for _ in range(cases):
+        ends = np.sort(rng.normal(size=2 * rng.integers(1, 4)))
+        ends[-1] = rng.choice([ends[-1], 50.0])  # often a half line, where the radius is exact
+        sigma, frames = float(rng.choice([0.1, 0.3, 1.0])), int(rng.choice([1, 2, 4]))
+        here, true = turning_point(ends, sigma, frames, float(rng.normal()))
+        radius = l2_radius(min(here, 1 - 1e-9), sigma, frames)  # the closed form is rounded near 1
+        assert radius <= true + 1e-9, (ends, sigma, frames, here)
+        tight += radius > 0 and true < radius + 0.003 * sigma
+    assert tight > cases / 50
+
+
+def test_no_radius_exceeds_the_true_one_on_a_line():
+    sound(300, 0)
+
+
+@pytest.mark.slow
+def test_no_radius_exceeds_the_true_one_on_a_line_in_ten_thousand_cases():
+    sound(10_000, 1)
+
+
+def test_a_certificate_fails_as_rarely_as_it_says():
+    """2,000 certificates at alpha = 0.05 of a class whose true radius is known: how many are too large follows the
+    binomial; the limit is exceeded by chance in 1 of 1,000 seeds."""
+    true, alpha = 0.1, 0.05
+    model = HalfSpace(torch.ones(1))
+    x = torch.full((2000, 1, 1, 1), true)
+    found = certify(model, x, Gaussian(0.25), selection=10, draws=100, alpha=alpha, ids=torch.arange(2000))
+    failed = sum(one.prediction == 1 and one.radius > true for one in found)
+    failed += sum(one.prediction == 0 for one in found)  # the wrong class is no better
+    assert 0.2 * alpha * 2000 < failed <= binom.ppf(0.999, 2000, alpha)
 
 
 def test_codes_with_noise_in_every_frame_have_the_smaller_radius_and_no_larger_one_holds():

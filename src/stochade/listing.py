@@ -95,8 +95,8 @@ def listing() -> dict[str, dict[str, str]]:
         },
         "checks": {name: _first_sentence(check) for name, check in CHECKS.items()},
         "certificates": {
-            **{cls.__name__: _first_sentence(cls) for cls in (Gaussian, SmoothingCode, RateCode, FlipNoise, Splitting)},
-            **{f.__name__: _first_sentence(f) for f in (linear_radii, verify)},
+            found.__name__: _first_sentence(found)
+            for found in (Gaussian, SmoothingCode, RateCode, FlipNoise, Splitting, linear_radii, verify)
         },
         "recipes": {name: _about(catalogue.load(name)) for name in catalogue.names()},
         "data": {"digits": "scikit-learn digits, 8x8, bundled"}

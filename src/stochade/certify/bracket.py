@@ -59,8 +59,8 @@ def upper_bounds(records: Records, alpha: float = 0.001, undecided: bool = False
     An attack within a smaller distance counts at a larger one too.
 
     Args:
-        undecided: what an abstention counts as. False, an error, is what a user of PREDICT with so many draws gets, and
-            may lie below the truth about the vote itself; True bounds that from above: only decided errors count.
+        undecided: what an abstention counts as. False, an error: what a user of PREDICT with so many draws gets; it
+            may lie below the truth about the vote itself. True: right, which bounds that truth from above.
     """
     check_alpha(alpha)
     at: dict[float, list[str]] = {0.0: ["clean"]}
