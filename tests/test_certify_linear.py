@@ -8,7 +8,7 @@ from torch import nn
 from oracles import smallest
 from stochade.attacks import L1, L2, PGD, Linf
 from stochade.certify.linear import linear_parts, linear_radii, train_linear, worst_logits
-from stochade.errors import BudgetError, ModelError
+from stochade.errors import BudgetError, LabelsError, ModelError
 
 
 def network(seed, pixels, classes=3):
@@ -118,6 +118,20 @@ def test_refusals():
     x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
     with pytest.raises(ModelError, match="ReLU"):
         linear_radii(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.ReLU()), x, y, "l2")
+    hooked = network(0, 4)
+    hooked[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    twice = nn.Linear(2, 2)
+    shifted = type("Shifted", (nn.Flatten,), {"forward": lambda self, x: x.flatten(1) - 0.4})()
+    for model, told in (
+        (hooked, "hooks"),
+        (nn.Sequential(nn.Flatten(), twice, twice), "2 linear"),
+        (nn.Sequential(shifted, nn.Linear(4, 2)), "Shifted"),
+        (type("Own", (nn.Sequential,), {})(nn.Flatten(), nn.Linear(4, 2)), "Own"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            linear_radii(model, x, y, "l2")
+    with pytest.raises(LabelsError, match="below 2"):
+        linear_radii(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), x, y + 1, "l2")
     with pytest.raises(BudgetError, match="linf, l2, l1, l0"):
         linear_radii(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), x, y, "l3")
     with pytest.raises(BudgetError, match="box"):

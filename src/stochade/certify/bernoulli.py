@@ -31,10 +31,10 @@ import math
 import torch
 from torch import Tensor
 
-from stochade.certify.gaussian import behind_codes
+from stochade.certify.gaussian import behind_codes, encoder_in_front
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
-from stochade.nn.encoders import BernoulliRate, SignedRate, centred
+from stochade.nn.encoders import BernoulliRate, Mean, SignedRate, as_mean, centred, check_floor, check_steps
 
 
 def l1_radius(p: float, steps: int) -> float:
@@ -96,7 +96,7 @@ class RateCode(Smoothing):
     """
 
     def __init__(
-        self, steps: int, signed: bool = False, floor: float = 0.0, mean: Tensor | None = None, norm: str = "l1"
+        self, steps: int, signed: bool = False, floor: float = 0.0, mean: Mean | None = None, norm: str = "l1"
     ):
         if norm not in ("l1", "l2", "linf", "l0"):
             raise BudgetError("l1, l2, linf or l0 for a rate code", repr(norm))
@@ -108,8 +108,8 @@ class RateCode(Smoothing):
         if norm in ("l2", "l0") and not floor:
             hint = "BernoulliRate(steps, floor=0.1); without one a single pixel at 0 or 1 gives it away"
             raise BudgetError(f"rates clipped to [eta, 1-eta] for an {norm} radius", "rates without a floor", hint)
-        self.steps, self.signed, self.floor, self.norm = steps, signed, floor, norm
-        self._mean = mean
+        self.steps, self.signed, self.floor, self.norm = check_steps(steps), signed, check_floor(floor), norm
+        self._mean = as_mean(mean)
         self.unit = "values" if norm == "l0" else Smoothing.unit
 
     def describe(self) -> dict:
@@ -117,11 +117,13 @@ class RateCode(Smoothing):
         return {"smoothing": type(self).__name__, **told}
 
     def check(self, model: Model) -> None:
-        encoder = getattr(model, "encoder", None)
         kind = SignedRate if self.signed else BernoulliRate
-        if type(encoder) is not kind or (encoder.steps, encoder.floor) != (self.steps, self.floor):
-            got = repr(encoder) if encoder is not None else type(model).__name__
-            raise ModelError(f"a model behind {kind.__name__}(steps={self.steps}, floor={self.floor:g})", got)
+        encoder = encoder_in_front(model, kind)
+        if (encoder.steps, encoder.floor) != (self.steps, self.floor):
+            raise ModelError(f"{kind.__name__}(steps={self.steps}, floor={self.floor:g}) in front", repr(encoder))
+        means = [m if m is None else m.cpu().tolist() for m in (getattr(encoder, "mean", None), self._mean)]
+        if means[0] != means[1]:
+            raise ModelError("the mean of the model's encoder", "another", "choose.smoothing_of(model) reads it")
 
     def draw(self, model: Model, x: Tensor) -> Tensor:
         return model(x)

@@ -93,6 +93,9 @@ class FlipNoise(Smoothing):
                 "certify(model.network, codes, ...), or certify_encodings(model, images, labels, ...)",
             )  # fmt: skip
 
+    def check_inputs(self, x: Tensor) -> None:
+        Flips(0, self.alphabet).check(x)
+
     def draw(self, model: Model, x: Tensor) -> Tensor:
         return model(self.flipped(x))
 

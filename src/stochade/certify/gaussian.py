@@ -11,6 +11,7 @@ less.
 """
 
 import math
+from typing import Any
 
 import torch
 from scipy.special import ndtri
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
+from stochade.models.encoded import Encoded
 from stochade.nn.encoders_gaussian import RSC
 from stochade.randomness import reseed
 
@@ -40,8 +42,8 @@ def l2_radius(p: float, sigma: float, frames: int = 1) -> float:
 
 
 def check_sigma(sigma: object) -> float:
-    """BudgetError unless a finite standard deviation above 0."""
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not (math.isfinite(sigma) and sigma > 0):
+    """BudgetError unless a standard deviation above 0, and of a size that images can carry."""
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma <= 1e6:
         raise BudgetError("a standard deviation sigma > 0, in units of images", repr(sigma), "0.25 and 0.5 are usual")
     return float(sigma)
 
@@ -84,9 +86,9 @@ class SmoothingCode(Smoothing):
         self.sigma, self.steps, self.kind = check_sigma(sigma), steps, kind
 
     def check(self, model: Model) -> None:
-        encoder = getattr(model, "encoder", None)
+        encoder = encoder_in_front(model, RSC)
         told = (self.sigma, self.steps, self.kind)
-        if type(encoder) is not RSC or (encoder.sigma, encoder.steps, encoder.kind) != told:
+        if (encoder.sigma, encoder.steps, encoder.kind) != told:
             raise ModelError(f"a model behind RSC(sigma={self.sigma:g}, {self.steps}, {self.kind!r})", repr(encoder))
 
     def draw(self, model: Model, x: Tensor) -> Tensor:
@@ -97,6 +99,29 @@ class SmoothingCode(Smoothing):
 
     def radius(self, p: float, x: Tensor | None = None) -> float:
         return l2_radius(p, self.sigma, 1 if self.kind == "I" else self.steps)
+
+
+def encoder_in_front(model: Model, kind: type) -> Any:
+    """The encoder of an `Encoded` model, where images reach the network through it alone, as its class has it.
+
+    Raises:
+        ModelError: another model or encoder, a forward of their own, hooks, or an encoder whose forward is swapped.
+    """
+    encoder: Any = getattr(model, "encoder", None)
+    if not isinstance(model, Encoded) or type(model).forward is not Encoded.forward:
+        hint = "wrap the parts: stochade.models.Encoded(encoder, network)"
+        raise ModelError(f"an Encoded model with {kind.__name__} in front", type(model).__name__, hint)
+    if type(encoder) is not kind:
+        raise ModelError(f"a model behind {kind.__name__}", repr(encoder), "its own randomness is what certifies")
+    for part in (model, encoder):
+        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+            raise ModelError(
+                f"a {type(part).__name__} as its class has it", "one with hooks or a forward of its own",
+                "nothing is proven about what they do to images or codes",
+            )  # fmt: skip
+    if encoder._forward is not None:
+        raise ModelError("an encoder that draws", f"{kind.__name__} with another forward", "leave `forward_as` first")
+    return encoder
 
 
 def behind_codes(model: Model, x: Tensor, seed: int) -> Tensor:

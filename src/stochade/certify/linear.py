@@ -15,6 +15,7 @@ with the sign that rewards large weights).
 """
 
 import math
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from stochade.attacks.inputs import check_images, check_labels
 from stochade.attacks.threats import Ball
 from stochade.certify.confidence import check_count
-from stochade.errors import BudgetError, ModelError
+from stochade.errors import BudgetError, LabelsError, ModelError
 from stochade.progress import progress
 from stochade.randomness import forked
 
@@ -33,18 +34,30 @@ NORMS = (*DUAL, "l0")
 
 def linear_parts(model: nn.Module) -> tuple[Tensor, Tensor]:
     """(weight [K,D], bias [K]) in float64 of a model that is one linear layer, with layers that only reshape around
-    it: nn.Linear, or nn.Sequential of Flatten, Identity and one Linear.
+    it: nn.Linear, or nn.Sequential of Flatten, Identity and one Linear, each just as its class has it.
 
     Raises:
-        ModelError: any other model.
+        ModelError: any other model, subclasses, hooks, a layer that stands twice.
     """
-    parts = [m for m in model.modules() if not isinstance(m, nn.Sequential | nn.Flatten | nn.Identity)]
-    if len(parts) != 1 or type(parts[0]) is not nn.Linear:
-        got = ", ".join(type(m).__name__ for m in parts) or type(model).__name__
-        raise ModelError("one nn.Linear, with nn.Flatten around it", got, "certify other models by smoothing")
-    layer = parts[0]
+    parts = list(model.modules())
+    for part in parts:
+        if type(part) not in (nn.Sequential, nn.Flatten, nn.Identity, nn.Linear):
+            _refuse(type(part).__name__)
+        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+            _refuse(f"{type(part).__name__} with hooks or a forward of its own")
+        if isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) != (1, -1):
+            _refuse(repr(part))
+    places = [m for part in parts for m in part._modules.values() if isinstance(m, nn.Linear)]
+    layers = [part for part in parts if isinstance(part, nn.Linear)]
+    if len(layers) != 1 or len(places) > 1:
+        _refuse(f"{max(len(layers), len(places))} linear layers")
+    layer = layers[0]
     bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
     return layer.weight.detach().double(), bias.detach().double()
+
+
+def _refuse(got: str) -> NoReturn:
+    raise ModelError("one nn.Linear, with nn.Flatten around it", got, "certify other models by smoothing")
 
 
 def linear_radii(model: nn.Module, x: Tensor, y: Tensor, norm: str, box: bool = True) -> Tensor:
@@ -66,6 +79,10 @@ def linear_radii(model: nn.Module, x: Tensor, y: Tensor, norm: str, box: bool = 
         raise BudgetError("the box for l0", "box=False", "one pixel without limits changes every class")
     weight, bias = (part.to(x.device) for part in linear_parts(model))
     pixels = x.detach().flatten(1).double()
+    if pixels.shape[1] != weight.shape[1]:
+        raise ModelError(f"images of {weight.shape[1]} values", str(pixels.shape[1]))
+    if int(y.max()) >= len(weight):
+        raise LabelsError(f"labels below {len(weight)}", str(int(y.max())))
     logits = pixels @ weight.T + bias
     radii = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for other in range(len(weight)):

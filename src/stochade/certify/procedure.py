@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stochade.attacks.inputs import check_ids
 from stochade.certify.confidence import check_alpha, check_count, check_draws, lower_bound, vote_decided
 from stochade.certify.smoothing import Model, Smoothing, check_independent
 from stochade.certify.votes import Voter
@@ -82,8 +83,9 @@ def certify(
     check_alpha(alpha)
     check_draws(selection, draws, alpha)
     check_count(batch, "draws per forward (batch)")
-    classes = first_look(model, x, smoothing, independent)
-    known = identities(x, torch.zeros(len(x), dtype=torch.int64)) if ids is None else ids
+    check_count(seed, "a seed", 0)
+    classes = first_look(model, x, smoothing, independent, batch)
+    known = checked_ids(ids, x)
     found = []
     with untouched(model):
         for i in range(len(x)):
@@ -93,8 +95,14 @@ def certify(
 
 
 @torch.no_grad()
-def first_look(model: Model, x: Tensor, smoothing: Smoothing, independent: bool) -> int:
-    """The number of classes, after every check of the model."""
-    check_independent(model, x[:1], smoothing, independent)
+def first_look(model: Model, x: Tensor, smoothing: Smoothing, independent: bool, batch: int = 64) -> int:
+    """The number of classes, after every check of the inputs x [N,...] and of the model in batches of `batch`."""
+    smoothing.check_inputs(x)
+    check_independent(model, x[:1], smoothing, independent, batch)
     with untouched(model):
         return smoothing.draw(model, x[:1]).shape[1]
+
+
+def checked_ids(ids: object, x: Tensor) -> Tensor:
+    """Whole numbers [N], by default the hashes of the inputs; LabelsError for others."""
+    return identities(x, torch.zeros(len(x), dtype=torch.int64)) if ids is None else check_ids(ids, len(x))

@@ -129,7 +129,8 @@ def certify_quantised(model: Model, x: Tensor, splitting: Splitting, *, batch: i
     """
     check_count(batch, "splits per forward (batch)")
     splitting.counted(x)
-    check_independent(model, x[:1], splitting, independent=True)
+    splitting.check_inputs(x)
+    check_independent(model, x[:1], splitting, independent=True, batch=min(batch, splitting.thresholds))
     found = []
     with untouched(model):
         first, second = (splitting.rest(model, x[:1], seed) for seed in (1, 2))

@@ -22,17 +22,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from stochade.certify.confidence import ceiling, check_alpha, check_count, check_draws
-from stochade.certify.procedure import ABSTAIN, first_look
+from stochade.certify.procedure import ABSTAIN, checked_ids, first_look
 from stochade.certify.sequential_plan import Plan, plan_for
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.certify.votes import Voter
 from stochade.errors import BudgetError
-from stochade.randomness import identities, untouched
+from stochade.randomness import untouched
 
 
 @dataclass(frozen=True)
@@ -202,12 +201,14 @@ def certify_sequential(
     check_count(batch, "draws per forward (batch)")
     plan_for(0.5, most, alpha, futility, method)
     top = ceiling(most, alpha)
+    smoothing.check_inputs(x)
     reach = max((smoothing.radius(top, one) for one in x), default=math.inf)
     if grid[-1] > reach:
         told = f"radii of at most {reach:.4g}, which {most} draws that all agree certify at alpha={alpha:g}"
         raise BudgetError(told, f"{grid[-1]:g}", "smaller radii, or more draws (most)")
-    classes = first_look(model, x, smoothing, independent)
-    known = identities(x, torch.zeros(len(x), dtype=torch.int64)) if ids is None else ids
+    check_count(seed, "a seed", 0)
+    classes = first_look(model, x, smoothing, independent, batch)
+    known = checked_ids(ids, x)
     with untouched(model):
         return [
             largest(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.gradients import check_logits
-from stochade.attacks.inputs import check_model
-from stochade.errors import ModelError
+from stochade.attacks.inputs import check_images, check_model
+from stochade.errors import LogitsError, ModelError
 from stochade.nn.discrete import scope_of
 from stochade.randomness import reseed, untouched
 
@@ -30,6 +30,10 @@ class Smoothing:
 
     norm: str
     unit: str = "units of images in [0,1]"
+
+    def check_inputs(self, x: Tensor) -> None:
+        """ImagesError unless x [N,...] are inputs that this smoothing is about: finite images in [0,1]."""
+        check_images(x)
 
     def check(self, model: Model) -> None:
         """ModelError for a model that this smoothing says nothing about."""
@@ -58,39 +62,46 @@ class Smoothing:
         return {"smoothing": type(self).__name__, "norm": self.norm, **vars(self)}
 
 
-ROWS = 8  # equal rows that are looked at before any draw counts
+MASKS = 4  # random halves of a batch that are replaced
 
 
 @torch.no_grad()
-def check_independent(model: Model, x: Tensor, smoothing: Smoothing, independent: bool = False) -> None:
-    """Whether the rows of one forward count as independent draws. Looks at eight equal rows; the model is left as it
-    was.
+def check_independent(
+    model: Model, x: Tensor, smoothing: Smoothing, independent: bool = False, batch: int = 64
+) -> None:
+    """Whether the rows of one forward count as independent draws. Looks at batches of the size that draws will have;
+    the model is left as it was.
 
     Args:
         x: one input [1,...].
         independent: the caller's word for a foreign random model that its noise is drawn anew for every row.
+        batch: draws per forward.
 
     Raises:
-        ModelError: rows that see each other (batch norm in train mode), noise shared by a batch, state that a forward
-            leaves behind, or a foreign model whose noise nobody vouches for.
+        ImagesError: an input that this smoothing is not about. ModelError: rows that see each other (batch norm in
+            train mode, state that runs along the batch), noise shared by a batch, state that a forward leaves behind,
+            or a foreign model whose noise nobody vouches for.
     """
+    smoothing.check_inputs(x)
     check_model(model)
     smoothing.check(model)
-    rows = x.expand(ROWS, *x.shape[1:])
-    mixed = torch.cat([rows[:1], torch.zeros_like(rows[1:])])
+    count = max(2, batch)
+    rows = x.expand(count, *x.shape[1:])
     with untouched(model):
-        once, again, beside = (_seeded(smoothing, model, part) for part in (rows, rows, mixed))
+        once, again = (_seeded(smoothing, model, rows) for _ in range(2))
         if not _same(once, again):
             raise ModelError(
                 "a model that repeats itself under equal seeds", "other logits in its second forward",
                 "it keeps state from one forward to the next or has a generator of its own: draws would depend on "
                 "each other",
             )  # fmt: skip
-        if not _same(once[:1], beside[:1]):
-            raise ModelError(
-                "logits of a row that do not depend on the rest of its batch", "a row that sees the others",
-                "draws of one batch would depend on each other",
-            )  # fmt: skip
+        for number in range(MASKS):
+            mixed, kept = _mixed(rows, number)
+            if not _same(once[kept], _seeded(smoothing, model, mixed)[kept]):
+                raise ModelError(
+                    "logits of a row that do not depend on the rest of its batch", "a row that sees the others",
+                    "draws of one batch would depend on each other; time first? codes are [N,T,...] here",
+                )  # fmt: skip
         first, second = (smoothing.rest(model, rows, seed) for seed in (1, 2))
     if _same(first, second):
         return  # nothing random behind the smoothing's own noise
@@ -107,11 +118,27 @@ def check_independent(model: Model, x: Tensor, smoothing: Smoothing, independent
         )  # fmt: skip
 
 
+def _mixed(rows: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """(the batch with a random half of its rows replaced, the rows that stayed). In the place of the others: zeros,
+    or the same values in another order, which are allowed wherever the row itself is."""
+    random = torch.Generator().manual_seed(number)
+    kept = torch.rand(len(rows), generator=random) < 0.5
+    kept[torch.randint(len(rows), (1,), generator=random)] = True
+    order = torch.randperm(rows[0].numel(), generator=random).to(rows.device)
+    other = torch.zeros_like(rows[:1]) if number % 2 else rows[:1].flatten()[order].view_as(rows[:1])
+    kept = kept.to(rows.device)
+    return torch.where(kept.view(-1, *[1] * (rows.dim() - 1)), rows, other), kept
+
+
 def _seeded(smoothing: Smoothing, model: Model, rows: Tensor) -> Tensor:
     reseed(0)
-    return check_logits(smoothing.draw(model, rows), len(rows))
+    logits = check_logits(smoothing.draw(model, rows), len(rows))
+    if not logits.is_floating_point():
+        raise LogitsError("floating-point logits", str(logits.dtype))
+    return logits
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal but for the order of sums."""
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    """Equal but for the order of sums, measured by how far apart the logits of a row are, not by their size."""
+    spread = (a.amax(1) - a.amin(1))[:, None]
+    return bool(((a - b).abs() <= 1e-4 * spread).all())

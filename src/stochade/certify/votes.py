@@ -21,6 +21,7 @@ class Voter:
     """
 
     def __init__(self, model: Model, smoothing: Smoothing, x: Tensor, seed: int, identity: int, batch: int):
+        smoothing.check_inputs(x)
         self.model, self.smoothing, self.x = model, smoothing, x
         self.seed, self.identity, self.batch = seed, identity, batch
 
