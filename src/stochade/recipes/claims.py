@@ -19,7 +19,7 @@ INTRO = """# Claims
 
 What the papers say about a defence, what their own attack leaves here, and what an attack leaves that was searched
 for the very network. Accuracies in percent with 95 % intervals; every accuracy under attack is an upper bound.
-*Replicated* is the audit's own run of that attack, on draws of its own: the recipe's table, which has other draws, may
+*Replicated* is the audit's own run of that attack, on draws of its own: the recipe's table has other draws and may
 differ by tenths. Paper numbers stand beside runs of another size wherever the scale is not `paper`: read the last
 column. Generated from
 `results/recipes` by `python -m stochade.recipes.claims results/recipes docs/claims.md`.
