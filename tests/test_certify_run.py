@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from stochade.certify import ABSTAIN, Gaussian, RateCode, SmoothingCode, certify
+from stochade.certify import ABSTAIN, FlipNoise, Gaussian, RateCode, SmoothingCode, certify
 from stochade.certify.bracket import attacks_at, bracketed, upper_bounds
 from stochade.certify.choose import as_attacked, smoothing_of
-from stochade.certify.confidence import vote_decided
+from stochade.certify.confidence import ceiling, vote_decided
+from stochade.certify.lines import locked
 from stochade.certify.run import Certified, certify_examples, grid
 from stochade.errors import BudgetError, ModelError, RecordsError, UsageError
 from stochade.evaluate import evaluate
@@ -84,6 +85,83 @@ def test_another_run_is_refused(tmp_path):
         certify_examples(network(), x, y, Gaussian(0.3), **SETTINGS, out=tmp_path / "other")
     with pytest.raises(RecordsError, match="stochade certify"):
         Certified.load(tmp_path / "other")
+
+
+LEVEL = {"sign": 1}  # no digest sees it
+
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = network()
+
+    def forward(self, x):
+        return LEVEL["sign"] * self.base(x)
+
+
+@pytest.mark.parametrize("radii", [(), (0.05, 0.1)])
+@pytest.mark.parametrize("left", [2, 6])
+def test_another_model_of_the_same_digest_is_refused(left, radii, tmp_path, monkeypatch):
+    x, y = examples()
+    settings = SETTINGS | {"out": tmp_path / "run", "radii": radii}
+    found = certify_examples(Hidden().eval(), x, y, Gaussian(0.3), **settings)
+    path = tmp_path / "run" / "certificates.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:left]))
+    before = path.read_bytes()
+    monkeypatch.setitem(LEVEL, "sign", -1)
+    with pytest.raises(RecordsError, match="another model than the one of this run"):
+        certify_examples(Hidden().eval(), x, y, Gaussian(0.3), **settings)
+    assert path.read_bytes() == before
+    monkeypatch.setitem(LEVEL, "sign", 1)
+    again = certify_examples(Hidden().eval(), x, y, Gaussian(0.3), **settings)
+    assert again.accuracy(0.05) == found.accuracy(0.05)
+
+
+def test_attributes_and_closures_make_another_model(tmp_path):
+    def scaled(scale):
+        base = network()
+        return lambda z: scale * base(z)
+
+    x, y = examples()
+    settings = SETTINGS | {"independent": True, "out": tmp_path / "run"}
+    certify_examples(scaled(1), x, y, Gaussian(0.3), **settings)
+    with pytest.raises(RecordsError, match="model or images"):
+        certify_examples(scaled(2), x, y, Gaussian(0.3), **settings)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"row": 1', '{"row": 1}', '{"row": 3}', '{"row": 1, "id": 0, "label": 0, "votes": 3}', "7"]
+)
+def test_a_damaged_line_is_named(line, tmp_path):
+    x, y = examples()
+    certify_examples(network(), x, y, Gaussian(0.3), **SETTINGS, out=tmp_path / "run")
+    path = tmp_path / "run" / "certificates.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+    with pytest.raises(RecordsError, match=r"certificates\.jsonl, line 2"):
+        Certified.load(tmp_path / "run")
+    with pytest.raises(RecordsError, match=r"certificates\.jsonl, line 2"):
+        certify_examples(network(), x, y, Gaussian(0.3), **SETTINGS, out=tmp_path / "run")
+    path.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    with pytest.raises(RecordsError, match="at most 6 lines"):
+        Certified.load(tmp_path / "run")
+
+
+def test_a_second_run_at_once_is_refused(tmp_path):
+    x, y = examples()
+    tried = []
+
+    def second(z):
+        if not tried and (tmp_path / "run").exists():
+            tried.append(True)
+            with pytest.raises(RecordsError, match="another run is writing here"), locked(tmp_path / "run"):
+                pass
+        return network()(z)
+
+    certify_examples(second, x, y, Gaussian(0.3), **SETTINGS, out=tmp_path / "run", independent=True)
+    assert tried
+    with locked(tmp_path / "run"):
+        pass
 
 
 def test_a_model_brings_its_own_smoothing():
@@ -165,6 +243,14 @@ def test_grids_and_impossible_attacks():
     assert radii[0] == 0
     assert radii[-1] == pytest.approx(2.46 * 0.5, rel=0.01)  # of unanimous votes
     assert grid(RateCode(4, norm="linf"), 1000, 0.001)[:2] == [0, pytest.approx(0.5 / 255, rel=0.01)]
+    for flips in (FlipNoise(0.3), FlipNoise(0.01, 0.3), FlipNoise(0.45), FlipNoise(1e-3)):
+        reach = flips.radius(ceiling(1000, 0.001)) - 1
+        radii = grid(flips, 1000, 0.001)
+        assert radii == sorted(set(radii))
+        assert all(r == int(r) for r in radii)
+        assert (radii[0], radii[-1], len(radii)) == (0, reach, min(5, reach + 1))
+    assert grid(FlipNoise(0.45), 1000, 0.001)[-1] > 4
+    assert grid(RateCode(4, norm="l0", floor=0.1), 1000, 0.001) == [0, 1, 2, 3, 4]
     with pytest.raises(BudgetError, match="l0"):
         attacks_at("l0", [1])
     with pytest.raises(BudgetError, match="above 0"):

@@ -58,6 +58,15 @@ def own():
     return Own().eval()
 
 
+class Cut(Own):
+    def forward(self, x):
+        return self.base(x.detach()).detach()
+
+
+def cut():
+    return Cut().eval()
+
+
 @pytest.mark.parametrize(
     ("target", "more", "norm"),
     [
@@ -91,6 +100,26 @@ def test_without_attacks_and_dry(tmp_path, capsys):
     main(["certify", f"{TARGET}:rate", *FAST, "--dry-run", "--out", str(tmp_path / "dry")])
     assert "6 examples x 70 draws" in capsys.readouterr().out
     assert not (tmp_path / "dry").exists()
+
+
+def test_without_a_gradient_the_certificates_are_kept(tmp_path, capsys):
+    main(["certify", f"{TARGET}:cut", *FAST, "--sigma", "0.1", "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if line.startswith("not attacked")]
+    assert "--no-attack" in line
+    assert "GradientError" in line
+    assert "distance, l2" in told
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Not attacked: GradientError" in page
+    assert "Attacked: the vote" not in page
+    assert len((tmp_path / "run" / "certificates.jsonl").read_text().splitlines()) == 6
+
+
+def test_flips_are_told_in_whole_numbers(tmp_path, capsys):
+    more = ["--flips", "0.2", "--no-attack", "--out", str(tmp_path / "run")]
+    main(["certify", f"{TARGET}:rate", *FAST, *more])
+    rows = capsys.readouterr().out.split("attacked, undecided right\n")[1].split("abstained")[0].splitlines()
+    assert [row.split()[0] for row in rows] == [str(i) for i in range(len(rows))]
 
 
 def test_flips_of_one_encoding_each(tmp_path, capsys):

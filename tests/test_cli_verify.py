@@ -8,6 +8,7 @@ from torch import nn
 
 from stochade.attacks import Linf
 from stochade.certify.exact import verify
+from stochade.certify.lines import locked
 from stochade.cli.main import main
 from stochade.data import load
 from stochade.nn import StochasticBinary
@@ -47,6 +48,41 @@ def test_verdicts_are_those_of_verify_and_a_stopped_run_goes_on(tmp_path, capsys
     again = [json.loads(text) for text in path.read_text().splitlines()]
     assert [line["status"] for line in again] == expected
     assert len(again) == 8
+
+
+def test_another_model_of_the_same_digest_is_refused(tmp_path, capsys):
+    command = ["verify", f"{TARGET}:small", *RUN, "--threat", "linf=0.02", "--out", str(tmp_path / "run")]
+    main(command)
+    path = tmp_path / "run" / "verdicts.jsonl"
+    before = path.read_bytes()
+    first = json.loads(before.splitlines()[0])
+    first["status"] = {"robust": "broken", "broken": "robust"}[first["status"]]  # as another model would have it
+    rest = before.split(b"\n", 1)[1]
+    path.write_bytes(json.dumps(first).encode() + b"\n" + rest)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "another model than the one of this run" in capsys.readouterr().err
+    unknown = json.dumps(first | {"status": "unknown"}).encode() + b"\n" + rest
+    path.write_bytes(unknown)  # tells nothing: the next row is looked at, and agrees
+    main(command)
+    assert path.read_bytes() == unknown
+
+
+@pytest.mark.parametrize("damage", ["{", '{"row": 3}', '{"row": 1, "status": "fine"}'])
+def test_a_damaged_line_is_named(damage, tmp_path, capsys):
+    command = ["verify", f"{TARGET}:small", *RUN, "--threat", "linf=0.02", "--out", str(tmp_path / "run")]
+    main(command)
+    path = tmp_path / "run" / "verdicts.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+    with pytest.raises(SystemExit):
+        main(command)
+    error = capsys.readouterr().err
+    assert "verdicts.jsonl, line 2" in error
+    assert error.count("\n") == 1
+    with locked(tmp_path / "run"), pytest.raises(SystemExit):
+        main(command)
+    assert "another run is writing here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

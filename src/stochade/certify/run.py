@@ -5,8 +5,9 @@ OUT/certificates.jsonl    one certificate a line
 OUT/provenance.json       versions, hardware, revision
 """
 
-import json
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,20 @@ from typing import Any
 import numpy as np
 
 from stochade.certify.confidence import ceiling, check_alpha, check_count, check_draws
+from stochade.certify.identity import fingerprint
+from stochade.certify.lines import Lines, check_same, read_lines, read_settings, taken_up
 from stochade.certify.procedure import ABSTAIN, Certificate, certify_one, first_look
 from stochade.certify.sequential import check_radii, largest
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.certify.votes import Voter
-from stochade.describe import digest, fingerprint_model, provenance
-from stochade.errors import RecordsError
+from stochade.describe import digest
 from stochade.evaluate import Estimate, intervals
 from stochade.evaluate.run import fingerprint_data
 from stochade.evaluate.source import Source
-from stochade.evaluate.store import write_json
 from stochade.progress import progress
 from stochade.randomness import identities, untouched
 
+SETTINGS, LINES = "certify.json", "certificates.jsonl"
 ABOVE = 1 + 1e-9  # "at distances below this" includes the distance that was asked for
 
 
@@ -77,25 +79,20 @@ class Certified:
     @classmethod
     def load(cls, folder: str | Path) -> "Certified":
         """The finished or unfinished run in a folder; RecordsError where there is none."""
-        folder = Path(folder)
-        try:
-            meta = json.loads((folder / "certify.json").read_text())
-        except (OSError, json.JSONDecodeError) as problem:
-            raise RecordsError("a folder of `stochade certify`", f"{folder}: {problem}") from None
-        return cls(_lines(folder / "certificates.jsonl"), meta)
+        meta = read_settings(Path(folder) / SETTINGS)
+        return cls(read_lines(Path(folder) / LINES, meta["examples"], _line), meta)
 
 
-def _lines(path: Path) -> list[Line]:
-    """Whole lines only: the last one may have been cut by a kill."""
-    if not path.is_file():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    found = []
-    for text in whole.decode().splitlines():
-        told = json.loads(text)
-        told["votes"] = tuple(told["votes"])
-        found.append(Line(told.pop("row"), told.pop("id"), told.pop("label"), Certificate(**told)))
-    return found
+def _line(told: dict) -> Line:
+    votes, numbers = tuple(int(v) for v in told["votes"]), ("radius", "lower", "seconds")
+    certificate = Certificate(
+        int(told["prediction"]), votes=votes, draws=int(told["draws"]), **{n: float(told[n]) for n in numbers}
+    )
+    return Line(told["row"], int(told["id"]), int(told["label"]), certificate)
+
+
+def _told(line: Line) -> dict:
+    return {"row": line.row, "id": line.id, "label": line.label, **asdict(line.certificate)}
 
 
 def certify_examples(
@@ -109,11 +106,13 @@ def certify_examples(
         images, labels: as for `evaluate`. The rest as for `certify`.
         radii: distances above 0; when given, each is decided with as few draws as that takes (`largest`) and `draws`
             are the most; a certificate's radius is then just above the largest that is certified.
-        out: folder of the run; a stopped run in it goes on, another one is refused.
+        out: folder of the run, held by one run at a time; a stopped run in it goes on, another one is refused. Its
+            first example with draws is drawn once more, to see that the model is still the one of the run.
         meta: further facts for the records.
 
     Raises:
-        RecordsError: `out` holds another run. Else as `certify`, before any compute.
+        RecordsError: `out` holds another run, one of another model, or damaged lines, or is being written to. Else as
+            `certify`, before any compute.
     """
     check_alpha(alpha)
     check_draws(selection, draws, alpha)
@@ -125,25 +124,36 @@ def certify_examples(
         "seed": seed, "device": device, "smoothing": smoothing.describe(), "unit": smoothing.unit,
         "radii": list(radii), "about": meta or {},
     }  # fmt: skip
-    config["digest"] = digest([config, fingerprint_model(model), fingerprint_data(source)])
-    folder = None if out is None else Path(out)
-    done = [] if folder is None else _open(folder, config)
-    classes = first_look(model, source[0][0].to(device), smoothing, independent) if len(done) < len(source) else 0
+    config["digest"] = digest([config, fingerprint(model), fingerprint_data(source)])
+    classes = first_look(model, source[0][0].to(device), smoothing, independent)
+
+    def one(row: int) -> Line:
+        x, y = source[row]
+        identity = int(identities(x, y)[0])
+        voter = Voter(model, smoothing, x.to(device), seed, identity, batch)
+        if asked:
+            return Line(row, identity, int(y), _largest(voter, classes, asked, selection, draws, alpha))
+        return Line(row, identity, int(y), certify_one(voter, classes, selection, draws, alpha))
+
+    run = nullcontext(Lines[Line](Path(), [])) if out is None else taken_up(Path(out), SETTINGS, LINES, config, _line)
     label = f"certifying, {'at most ' if asked else ''}{selection + draws} draws each"
-    with untouched(model), progress(label, len(source), show_progress, len(done)) as tick:
-        for row in range(len(done), len(source)):
-            x, y = source[row]
-            identity = int(identities(x, y)[0])
-            voter = Voter(model, smoothing, x.to(device), seed, identity, batch)
-            if asked:
-                one = _largest(voter, classes, asked, selection, draws, alpha)
-            else:
-                one = certify_one(voter, classes, selection, draws, alpha)
-            done.append(Line(row, identity, int(y), one))
-            if folder is not None:
-                _append(folder, done[-1])
-            tick(1, f"certified {sum(line.right for line in done)} of {row + 1}")
+    with run as records, untouched(model):
+        done = list(records.found)
+        kept = next((line for line in done if line.certificate.draws), None)
+        if kept is not None:
+            check_same(kept.row, _drawn(kept), _drawn(one(kept.row)), records.path.parent)
+        with progress(label, len(source), show_progress, len(done)) as tick:
+            for row in range(len(done), len(source)):
+                done.append(one(row))
+                if out is not None:
+                    records.append(_told(done[-1]))
+                tick(1, f"certified {sum(line.right for line in done)} of {row + 1}")
     return Certified(done, config)
+
+
+def _drawn(line: Line) -> tuple:
+    """What follows from the model and the seed alone."""
+    return line.certificate.prediction, line.certificate.votes, line.certificate.draws
 
 
 def _largest(voter: Voter, classes: int, radii: list[float], selection: int, draws: int, alpha: float) -> Certificate:
@@ -155,46 +165,16 @@ def _largest(voter: Voter, classes: int, radii: list[float], selection: int, dra
     return Certificate(found.prediction, found.radius, 0.0, tuple(counts), found.draws, found.seconds)
 
 
-def _append(folder: Path, line: Line) -> None:
-    told = {"row": line.row, "id": line.id, "label": line.label, **asdict(line.certificate)}
-    with open(folder / "certificates.jsonl", "ab") as file:
-        file.write((json.dumps(told) + "\n").encode())
-        file.flush()
-
-
-def _open(folder: Path, config: dict) -> list[Line]:
-    """The certificates that a stopped run of the same settings left; its cut last line is removed."""
-    path = folder / "certify.json"
-    if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RecordsError("an empty folder", str(folder), "choose another out folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, config)
-        write_json(folder / "provenance.json", provenance())
-        return []
-    before = Certified.load(folder)
-    if before.meta.get("digest") != config["digest"]:
-        keys = [k for k in config if k != "digest" and before.meta.get(k) != json.loads(json.dumps(config[k]))]
-        raise RecordsError(
-            "an empty folder or a stopped run of the same settings",
-            f"{folder} with a run that differs in: {', '.join(keys) or 'model or images'}",
-            "choose another out folder, or delete this one",
-        )  # fmt: skip
-    lines = folder / "certificates.jsonl"
-    if lines.is_file():
-        content = lines.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            lines.write_bytes(whole)
-    return before.lines
-
-
 GREYS = (0.5, 1, 2, 4, 8)
 
 
 def grid(smoothing: Smoothing, draws: int, alpha: float, count: int = 5) -> list[float]:
     """Distances for a table: 0 and even steps up to the largest radius that unanimous draws would certify anywhere; a
-    few grey levels of 1/255 where that depends on the image."""
+    few grey levels of 1/255 where that depends on the image. In l0 at most `count` whole numbers, from 0 to the
+    largest that is certified."""
     most = smoothing.radius(ceiling(draws, alpha))
+    if smoothing.norm == "l0":
+        reach = max(0, math.ceil(most) - 1) if most > 0 or smoothing.unit == "flips" else count - 1
+        return [float(i) for i in sorted({round(reach * i / (count - 1)) for i in range(count)})]
     steps = [most * i / count for i in range(1, count + 1)] if most > 0 else [level / 255 for level in GREYS]
     return [0.0, *(float(f"{step:.3g}") for step in steps)]

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
 from stochade.cli import common
-from stochade.errors import BudgetError, UsageError
+from stochade.errors import BudgetError, RecordsError, StochadeError, UsageError
 
 
 @dataclass
@@ -112,14 +112,20 @@ class Certify:
             radii=[r for r in radii if r > 0] if self.sequential else (),
             show_progress=not self.quiet, meta=target.about | facts,
         )  # fmt: skip
-        records = None
+        records, reason = None, ""
         if attack:
-            records = attacked(
-                model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps, seed=self.seed,
-                out=out / "attacks", device=self.device, show_progress=not self.quiet, meta=target.about | facts,
-            )  # fmt: skip
+            try:
+                records = attacked(
+                    model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps,
+                    seed=self.seed, out=out / "attacks", device=self.device, show_progress=not self.quiet,
+                    meta=target.about | facts,
+                )  # fmt: skip
+            except RecordsError:  # another run's attacks in this folder
+                raise
+            except (StochadeError, RuntimeError) as problem:  # the certificates hold all the same
+                reason = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no reason given'])[0]}"
         with progress("writing the page", shown=not self.quiet):
-            where = write(found, records, out / "report.html", common.repeated("certify", self), provenance())
+            where = write(found, records, out / "report.html", common.repeated("certify", self), provenance(), reason)
         left = {} if records is None else upper_bounds(records, self.alpha)
         above = {} if records is None else upper_bounds(records, self.alpha, undecided=True)
         print(f"{target.name} on {facts['data']}: {len(found)} examples, alpha {self.alpha:g} each, {smoothing.unit}")
@@ -135,6 +141,8 @@ class Certify:
                 "an attack leaves less than is certified: the draws of this model are not independent, or this "
                 "is a mistake of ours"
             )
+        if reason:
+            print(f"not attacked (--no-attack leaves it out from the start): {reason}")
         print(f"report: {where}")
 
     def _on_codes(self, model):

@@ -1,6 +1,5 @@
 """`stochade verify`: exact answers for small binarised networks, image by image."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
 from stochade.cli import common
-from stochade.errors import BudgetError, RecordsError
+from stochade.errors import BudgetError
 
 STATUSES = ("robust", "broken", "unknown")
 
@@ -45,10 +44,11 @@ class Verify:
     def run(self) -> None:
         from stochade.attacks import PGD, parse_threat
         from stochade.certify.exact import verify
-        from stochade.describe import digest, fingerprint_model, provenance
+        from stochade.certify.identity import fingerprint
+        from stochade.certify.lines import check_same, taken_up
+        from stochade.describe import digest
         from stochade.evaluate.run import fingerprint_data
         from stochade.evaluate.source import Source
-        from stochade.evaluate.store import write_json
         from stochade.progress import progress
         from stochade.targets import load_target
 
@@ -64,24 +64,30 @@ class Verify:
             "schema": 1, "examples": len(source), "threat": str(threat), "seconds": self.seconds,
             "attack": not self.no_attack, "seed": self.seed, "about": target.about | facts,
         }  # fmt: skip
-        config["digest"] = digest([config, fingerprint_model(target.model), fingerprint_data(source)])
+        config["digest"] = digest([config, fingerprint(target.model), fingerprint_data(source)])
         out = self.out or Path("runs") / f"verify-{common.file_name(self.target)}"
-        done = taken_up(out, config)
-        if not done:
-            write_json(out / "provenance.json", provenance())
-        with progress("verifying", len(source), not self.quiet, len(done)) as tick:
-            for row in range(len(done), len(source)):
-                x, y = source[row]
-                found = verify(target.model, x, y, threat, self.seconds, attacks)[0]
-                done.append(
-                    {"row": row, "label": int(y), "status": found.status, "reason": found.reason,
-                     "seconds": round(found.seconds, 4), "units": found.units, "open": found.open,
-                     "solved": found.solved,
-                     "example": None if found.example is None else found.example.flatten().tolist()}
-                )  # fmt: skip
-                with open(out / "verdicts.jsonl", "a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-                tick(1, ", ".join(f"{_count(done, s)} {s}" for s in STATUSES))
+
+        def one(row: int) -> dict:
+            x, y = source[row]
+            found = verify(target.model, x, y, threat, self.seconds, attacks)[0]
+            return {
+                "row": row, "label": int(y), "status": found.status, "reason": found.reason,
+                "seconds": round(found.seconds, 4), "units": found.units, "open": found.open,
+                "solved": found.solved,
+                "example": None if found.example is None else found.example.flatten().tolist(),
+            }  # fmt: skip
+
+        with taken_up(out, "verify.json", "verdicts.jsonl", config, _verdict) as records:
+            done = records.found
+            kept = next((told for told in done if told["status"] != "unknown"), None)
+            if kept is not None:
+                again = one(kept["row"])["status"]
+                check_same(kept["row"], kept["status"], kept["status"] if again == "unknown" else again, out)
+            with progress("verifying", len(source), not self.quiet, len(done)) as tick:
+                for row in range(len(done), len(source)):
+                    done.append(one(row))
+                    records.append(done[-1])
+                    tick(1, ", ".join(f"{_count(done, s)} {s}" for s in STATUSES))
         self._tell(target.name, str(facts["data"]), str(threat), done, out)
 
     def _tell(self, name: str, data: str, threat: str, done: list[dict], out: Path) -> None:
@@ -101,29 +107,8 @@ def _count(done: list[dict], status: str) -> int:
     return sum(one["status"] == status for one in done)
 
 
-def taken_up(out: Path, config: dict) -> list[dict]:
-    """The verdicts of a stopped run of the same settings, or a new folder; a line that a kill has cut is removed.
-
-    Raises:
-        RecordsError: `out` holds something else.
-    """
-    from stochade.evaluate.store import write_json
-
-    path, lines = out / "verify.json", out / "verdicts.jsonl"
-    if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RecordsError("an empty folder", str(out), "choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, config)
-        return []
-    if json.loads(path.read_text()).get("digest") != config["digest"]:
-        raise RecordsError(
-            "an empty folder or a stopped run of the same settings", f"{out} with another run", "choose another --out"
-        )
-    if not lines.is_file():
-        return []
-    content = lines.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        lines.write_bytes(whole)
-    return [json.loads(text) for text in whole.decode().splitlines()]
+def _verdict(told: dict) -> dict:
+    """A line as it is; ValueError for another status."""
+    if told["status"] not in STATUSES:
+        raise ValueError(f"status {told['status']!r}")
+    return told

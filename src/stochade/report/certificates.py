@@ -16,8 +16,9 @@ from stochade.report.rows import number
 PER_GREY = {"linf", "l1"}  # norms in which one grey level of one pixel is 1/255
 
 
-def page(found: Certified, records: Records | None, command: str, provenance: dict) -> Document:
-    """The document; `write(path)` makes the file. `records`: of the attacks on the vote, or None."""
+def page(found: Certified, records: Records | None, command: str, provenance: dict, unattacked: str = "") -> Document:
+    """The document; `write(path)` makes the file. `records`: of the attacks on the vote, or None; `unattacked`: why
+    the attacks that were asked for failed."""
     meta = found.meta
     alpha, norm, unit = meta["alpha"], meta["smoothing"]["norm"], meta["unit"]
     above = {} if records is None else upper_bounds(records, alpha, undecided=True)
@@ -39,6 +40,7 @@ def page(found: Certified, records: Records | None, command: str, provenance: di
             "Certified: the share of examples whose majority vote is proven to be right at that distance and nearer. "
             f"A certificate is wrong with probability at most {alpha:g}; intervals are 95 % over examples. "
             "Abstentions count as errors.",
+            f"Not attacked: {unattacked}. Nothing here bounds the vote's accuracy from above." if unattacked else
             "Attacked: the vote's accuracy under attacks of that distance on the randomised classifier, an undecided "
             "vote counted as an error; its upper end counts undecided votes as right and takes the limit of the "
             "interval. The truth about the vote lies between the certified accuracy and that upper end.",
@@ -113,6 +115,8 @@ def _figure(found: Certified, left: Mapping, above: Mapping, norm: str, unit: st
     )  # fmt: skip
 
 
-def write(found: Certified, records: Records | None, out: str | Path, command: str, provenance: dict) -> Path:
+def write(
+    found: Certified, records: Records | None, out: str | Path, command: str, provenance: dict, unattacked: str = ""
+) -> Path:
     """The page as one file."""
-    return page(found, records, command, provenance).write(out)
+    return page(found, records, command, provenance, unattacked).write(out)
