@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
@@ -28,8 +27,9 @@ from torch import Tensor, nn
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import L0, Linf, Threat
 from stochade.certify.exact_encoding import Demand, Encoding, _row
-from stochade.certify.exact_layers import Op, check_layers, read
+from stochade.certify.exact_layers import Op, read
 from stochade.certify.exact_milp import Programs
+from stochade.certify.exact_trace import check_layers, unchanged
 from stochade.certify.intervals import State, bounds
 from stochade.errors import BudgetError, ImagesError, ModelError, ThreatError
 from stochade.randomness import reseed, untouched
@@ -89,7 +89,8 @@ def verify(
         attacks: tried first, on all images at once, to save time where an example is easy to find.
 
     Raises:
-        ModelError: a network that is random, or holds layers that are not known. ThreatError: another threat.
+        ModelError: a network that is random, holds layers or calls that are not known, changes values in place, or
+            gives other logits than it was read to give, on these images or on some more. ThreatError: another threat.
         BudgetError: a time that is negative or no number.
     """
     check_inputs(x, y)
@@ -104,9 +105,11 @@ def verify(
     unit = torch.finfo(x.dtype).eps / 2
     with untouched(model):
         check_layers(model)
-        probe(model, x, y, probabilities_allowed=True)
-        ops = read(model, tuple(x.shape[1:]), Fraction(unit))
-        _check_reading(model, ops, x[:1], unit)
+        probe(model, x[:2].clone(), y, probabilities_allowed=True)
+        with unchanged(model):
+            ops = read(model, tuple(x.shape[1:]), x.dtype)
+            for image in (*x, *_points(x, threat)):
+                _check_reading(model, ops, image[None], unit)
         tried = _tried(model, x, y, threat, attacks) if seconds else {}
         return [
             tried.get(i) or _one(model, ops, x[i : i + 1], int(y[i]), threat, float(seconds), unit)
@@ -166,21 +169,35 @@ def _encoding(x: Tensor, threat: Threat | None, unit: float) -> Encoding:
     return Encoding(pixels, np.minimum(low, pixels), np.maximum(high, pixels), None, groups, unit)
 
 
+def _points(x: Tensor, threat: Threat) -> Tensor:
+    """16 images of the threat, half of them corners, around the first images, and 4 anywhere, by a fixed seed."""
+    generator = torch.Generator().manual_seed(1)
+    around = x[torch.arange(16) % len(x)]
+    moves = 2 * torch.rand(around.shape, generator=generator, dtype=x.dtype) - 1
+    moves[::2] = moves[::2].sign()
+    if isinstance(threat, L0):
+        groups = around[:, :1] if threat.per == "pixel" and x.dim() == 4 else around
+        ranks = torch.rand(groups.shape, generator=generator).flatten(1).argsort(1).argsort(1).view(groups.shape)
+        inside = torch.where(ranks < threat.size, (moves + 1) / 2, around)
+    else:
+        inside = around + threat.size * moves
+    anywhere = torch.rand((4, *x.shape[1:]), generator=generator, dtype=x.dtype)
+    return torch.cat([threat.project(inside, around), anywhere])
+
+
 def _check_reading(model: nn.Module, ops: list[Op], x: Tensor, unit: float) -> None:
-    """The model repeats itself under other seeds, and gives the logits of the network as it was read (unless a sign
-    there hangs on rounding)."""
+    """The model repeats itself under other seeds, leaves its input alone, and gives the logits of the network as it
+    was read, within what rounding may do to its signs and sums."""
     reseed(1)
-    given = model(x)[0].double().numpy()
+    given = _logits(model, x)
     reseed(2)
-    if not np.array_equal(given, model(x)[0].double().numpy()):
+    if not torch.equal(given, _logits(model, x)):
         raise ModelError("a deterministic network", "other logits in a second forward", "certify it by smoothing")
-    encoding = _encoding(x, None, unit)
-    logits = encoding.run(ops, tuple(x.shape[1:]))
-    if encoding.open:
-        return
+    logits = _encoding(x, None, unit).run(ops, tuple(x.shape[1:]))
     low, high = bounds(logits)
-    room = logits.error + 1e-9 * (1 + np.abs(given))
-    if given.shape != low.shape or (given < low - room).any() or (given > high + room).any():
+    numbers = given.double().numpy()
+    room = logits.error + 1e-9 * (1 + np.abs(numbers))
+    if numbers.shape != low.shape or not ((numbers >= low - room) & (numbers <= high + room)).all():
         raise ModelError(
             "a model that computes what its layers say", "other logits than its layers give",
             "a forward that changes with data cannot be read",
@@ -284,4 +301,17 @@ def _tried(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, attacks: Sequ
 
 
 def _wrong(model: nn.Module, x: Tensor, label: int) -> bool:
-    return int(model(x)[0].argmax()) != label
+    return int(_logits(model, x).argmax()) != label
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits [K] of one image [1,...]; ModelError for a model that writes into it."""
+    given = x.clone()
+    logits = model(given)[0]
+    if not torch.equal(given, x):
+        raise ModelError(
+            "a model that leaves its images as they are",
+            "one that changes them in place",
+            "write h = h - c for h -= c",
+        )
+    return logits

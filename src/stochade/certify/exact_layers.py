@@ -2,8 +2,9 @@
 
 The forward is traced (`torch.fx`), so any module whose forward is straight-line code over known layers is read:
 dense and convolutional layers, binarised ones, batch norm in eval mode, ReLU, sign and threshold units, flatten, zero
-padding, max pooling behind a step, and arithmetic with constants. Everything else is refused by name. Elementwise
-maps are kept until a step folds them into thresholds (`exact_fold`), or until something else needs their values.
+padding, max pooling behind a step, and arithmetic with constants. Everything else is refused by name, also an
+argument of a known function that is not read. Elementwise maps are kept until a step folds them into thresholds
+(`exact_fold`), or until something else needs their values.
 """
 
 import math
@@ -20,9 +21,12 @@ from scipy import sparse
 from torch import Tensor, fx, nn
 
 from stochade.certify.exact_fold import Chain, Cut, Cuts, Norm, Relu, fold
-from stochade.errors import ModelError, StochadeError
-from stochade.nn.binarised import BinaryConv2d, BinaryLinear, ScaledReLU
-from stochade.nn.discrete import Discrete
+from stochade.certify.exact_planes import convolution, windows, zero_padding
+from stochade.certify.exact_trace import trace
+from stochade.errors import ModelError
+from stochade.models.known_answer import Threshold
+from stochade.nn.binarised import BinaryConv2d, BinaryLinear, BinaryWeight, ScaledReLU
+from stochade.nn.binary import DeterministicBinary, Sign
 from stochade.nn.quantise import Quantise
 from stochade.nn.wide_linear import WideLinear
 
@@ -69,70 +73,21 @@ class Op:
     shape: tuple[int, ...]
 
 
-def read(model: nn.Module, shape: tuple[int, ...], unit: Fraction) -> list[Op]:
-    """The operations of a model for images of this shape; the last one gives the logits.
-
-    Args:
-        unit: unit roundoff of the model's numbers.
+def read(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> list[Op]:
+    """The operations of a model for images of this shape and type; the last one gives the logits.
 
     Raises:
-        ModelError: layers that are unknown, or a forward with branches.
+        ModelError: layers, operations or arguments that are not read, or a forward with branches.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except StochadeError:
-        raise
-    except Exception as problem:
-        raise ModelError(
-            "a forward of known layers without branches", f"{type(problem).__name__}: {str(problem).splitlines()[0]}",
-            "put the layers into an nn.Sequential",
-        ) from problem  # fmt: skip
-    reader = _Reader(model, graph, shape, unit)
+    graph = trace(model)
+    reader = _Reader(model, graph, shape, dtype)
     last = next(node for node in graph.nodes if node.op == "output").args[0]
-    value = reader.settled(reader.of(last))
-    if len(value.shape) != 1:
-        raise ModelError("logits [N,K]", f"an output of {list(value.shape)} for each example")
+    value = reader.of(last)
+    if not isinstance(value, _Value) or len(value.shape) != 1:
+        came = f"an output of {list(value.shape)} for each example" if isinstance(value, _Value) else "another output"
+        raise ModelError("logits [N,K]", came)
+    reader.settled(value)
     return reader.ops
-
-
-def check_layers(model: nn.Module) -> None:
-    """ModelError for random layers, hooks, and forwards that are swapped at the moment."""
-    for name, module in model.named_modules():
-        _check(name or type(model).__name__, module)
-
-
-def _check(name: str, module: nn.Module) -> None:
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise ModelError(
-            "layers without hooks", f"a hook on {name}", "remove it: a hook may change what a layer gives"
-        )
-    if isinstance(module, Discrete):
-        if module._forward is not None:
-            raise ModelError("layers with their own forward", f"a relaxed one in {name}", "leave forward_as first")
-        if module.scope != "none":
-            raise ModelError(
-                "a deterministic network", f"{type(module).__name__} ({name}), which draws",
-                "exact verification is about one function: certify random networks by smoothing",
-            )  # fmt: skip
-
-
-class _Tracer(fx.Tracer):
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            held = [*self.root.buffers(), *getattr(self, "tensor_attrs", {})]
-            if not any(a is tensor for tensor in held):
-                raise ModelError(
-                    "constants that the model holds",
-                    "a tensor made in its forward",
-                    "make it a buffer; if it is drawn, the network is random: certify it by smoothing",
-                )
-        return super().create_arg(a)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        inside = isinstance(m, nn.Sequential)
-        return not inside and (
-            isinstance(m, Discrete) or type(m).__module__.startswith(("torch.nn.", "stochade.nn."))
-        )
 
 
 @dataclass(frozen=True)
@@ -145,8 +100,9 @@ class _Value:
 
 
 class _Reader:
-    def __init__(self, model: nn.Module, graph: fx.Graph, shape: tuple[int, ...], unit: Fraction):
-        self.modules, self.unit, self.model = dict(model.named_modules()), unit, model
+    def __init__(self, model: nn.Module, graph: fx.Graph, shape: tuple[int, ...], dtype: torch.dtype):
+        self.modules, self.model, self.dtype = dict(model.named_modules()), model, dtype
+        self.unit = Fraction(torch.finfo(dtype).eps) / 2
         self.shape, self.ops, self.known = shape, [], {}
         self.graph = graph
 
@@ -169,26 +125,44 @@ class _Reader:
                 found = getattr(found, part)
             return found.detach() if isinstance(found, Tensor) else found
         arguments = [self.of(a) for a in node.args]
+        options = {key: self.of(a) for key, a in node.kwargs.items()}
         if node.op == "call_module":
-            return self._layer(str(node.target), self.modules[str(node.target)], arguments[0])
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        return self._function(str(name), node.target, arguments, dict(node.kwargs))
+            name = str(node.target)
+            if len(arguments) != 1 or options or not isinstance(arguments[0], _Value):
+                raise ModelError("a layer called on one value of the images", f"other arguments of {name}", _HINT)
+            if getattr(self.modules[name], "inplace", False):
+                self._check_owned(node.args[0], f"{type(self.modules[name]).__name__}(inplace=True) ({name})")
+            return self._layer(name, self.modules[name], arguments[0])
+        return self._function(node, arguments, options)
+
+    def _check_owned(self, node: Any, name: str) -> None:
+        """ModelError unless an in-place operation is the only one that sees its argument's memory."""
+        while isinstance(node, fx.Node) and len(node.users) == 1 and node.op == "call_module":
+            kind = type(self.modules[str(node.target)])
+            if kind in _FRESH:
+                return
+            if kind not in _VIEWS:
+                break
+            node = node.args[0]
+        raise ModelError(
+            "in-place operations directly behind a layer, on what nothing else uses", name, "set inplace=False"
+        )
 
     def _layer(self, name: str, layer: nn.Module, value: _Value) -> _Value:
         kind = type(layer)
-        if kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
+        if kind in _VIEWS and kind is not nn.Flatten:
             if getattr(layer, "training", False) and getattr(layer, "p", 0):
                 raise ModelError("a model in eval mode", f"active dropout in {name}", "call model.eval()")
             return value
         if kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
-            return _Value(value.at, (math.prod(value.shape),), value.chain)
+            return _flat(value)
         if kind is nn.Linear or kind is WideLinear:
             return self._dense(value, layer.weight, layer.bias)  # type: ignore[arg-type]
-        if isinstance(layer, BinaryLinear) and kind is BinaryLinear:
+        if isinstance(layer, BinaryLinear) and kind is BinaryLinear and type(layer.binary) is BinaryWeight:
             return self._dense(value, layer.binary.hard(layer.weight), None)
         if kind is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):  # type: ignore[union-attr]
             return self._convolve(value, layer.weight, layer.bias, layer)  # type: ignore[arg-type]
-        if isinstance(layer, BinaryConv2d) and kind is BinaryConv2d:
+        if isinstance(layer, BinaryConv2d) and kind is BinaryConv2d and type(layer.binary) is BinaryWeight:
             return self._convolve(value, layer.binary.hard(layer.weight), None, layer)
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             return self._batch_norm(value, layer)
@@ -202,65 +176,84 @@ class _Reader:
             return self._pool(value, layer)
         if kind is Quantise and layer.levels == 2:
             return self._step(value, Cut(Fraction(1, 2), Fraction(1, 2), strict=True), (0.0, 1.0))
-        made = _STEPS.get(f"{kind.__module__}.{kind.__name__}")
+        made = _STEPS.get(kind)
         if made is not None:
             return self._step(value, *made(self.unit))
         raise ModelError("layers that are verified exactly", f"{kind.__name__} ({name})", _HINT)
 
-    def _function(self, name: str, target: Any, arguments: list[Any], options: dict) -> Any:
-        first = arguments[0] if arguments else None
-        if isinstance(first, _Value) and (name, *arguments[1:]) in (("size", 0), ("getattr", "shape"), ("size",)):
-            return _Sizes()
-        if isinstance(first, _Sizes) and (name, *arguments[1:]) == ("getitem", 0):
-            return first
-        if name in ("relu", "relu_"):
-            return _Value(first.at, first.shape, (*first.chain, Relu()))  # type: ignore[union-attr]
-        flat = (
-            (name == "flatten" and arguments[1:] == [1])
-            or (name == "flatten" and options == {"start_dim": 1})
-            or (name in ("view", "reshape") and isinstance(arguments[1], _Sizes) and arguments[2:] == [-1])
-        )
-        if flat and isinstance(first, _Value):
-            return _Value(first.at, (math.prod(first.shape),), first.chain)
-        if target in (F.linear,) and isinstance(first, _Value):
-            given: list[Any] = [*arguments[1:], options.get("bias")]
-            return self._dense(first, given[0], given[1])
-        if name == "matmul" and isinstance(first, _Value) and isinstance(arguments[1], Tensor):
-            weight = arguments[1]
-            out = self._dense(first, weight.t() if weight.dim() == 2 else weight[None], None)
-            return out if weight.dim() == 2 else _Value(out.at, (), out.chain)
-        if name == "stack" and [*arguments[1:], *options.values()] == [1] and isinstance(first, list | tuple):
-            parts = [self.settled(self.of(part)) for part in first]
-            if all(part.shape == () for part in parts):
-                return self._add("stack", tuple(part.at for part in parts), (len(parts),))
-        if name == "neg" and isinstance(first, _Value):
-            return self._affine(first, gamma=-1)
-        made = self._arithmetic(target, arguments)
-        if made is not None:
-            return made
-        raise ModelError("operations that are verified exactly", name, _HINT)
+    def _function(self, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+        """A function or a method, by identity and with all of its arguments."""
+        target = node.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        kind, parameters = _KNOWN.get(target, ("", ()))
+        unread = [key for key in options if key not in parameters[len(arguments) :]]
+        if kind and (unread or len(arguments) > len(parameters)):
+            raise ModelError(
+                f"{name}({', '.join(parameters)})", f"another argument of {name}" + "".join(f", {k}" for k in unread),
+                "only these are verified exactly",
+            )  # fmt: skip
+        given = {**dict(zip(parameters, arguments, strict=False)), **options}
+        found = self._known(kind, node, given) if kind else None
+        if found is None:
+            raise ModelError("operations that are verified exactly", f"{name} of these arguments", _HINT)
+        return found
 
-    def _arithmetic(self, target: Any, arguments: list[Any]) -> _Value | None:
-        if len(arguments) != 2:
+    def _known(self, kind: str, node: fx.Node, given: dict[str, Any]) -> Any:
+        """What a known function gives; None for arguments that are not read."""
+        value, other = given.get("input"), given.get("other")
+        if kind == "getitem":
+            return value if isinstance(value, _Sizes) and _is(other, 0) else None
+        if kind == "stack":
+            parts = given.get("tensors")
+            read = list(parts) if _is(given.get("dim"), 1) and isinstance(parts, list | tuple) else [None]
+            read = [self.of(part) for part in read]
+            if not all(isinstance(part, _Value) and part.shape == () for part in read):
+                return None
+            read = [self.settled(part) for part in read]
+            return self._add("stack", tuple(part.at for part in read), (len(read),))
+        if kind in ("add", "mul") and isinstance(other, _Value) and not isinstance(value, _Value):
+            value, other = other, value
+        if not isinstance(value, _Value):
             return None
-        value, constant = arguments
-        if isinstance(constant, _Value) and target in (operator.add, operator.mul):
-            value, constant = constant, value
-        if not isinstance(value, _Value) or not isinstance(constant, int | float | Tensor):
+        if kind in ("add", "sub", "mul", "div"):
+            return self._arithmetic(kind, value, other)
+        if kind == "size":
+            return _Sizes() if "dim" not in given or _is(given["dim"], 0) else None
+        if kind == "getattr":
+            return _Sizes() if other == "shape" else None
+        if kind in ("relu", "relu_"):
+            if kind == "relu_" or given.get("inplace", False) is not False:
+                self._check_owned(node.args[0] if node.args else None, "an in-place relu")
+            return _Value(value.at, value.shape, (*value.chain, Relu()))
+        if kind == "flatten":
+            whole = _is(given.get("start_dim"), 1) and _is(given.get("end_dim", -1), -1)
+            return _flat(value) if whole else None
+        if kind == "view":
+            return _flat(value) if isinstance(given.get("first"), _Sizes) and _is(given.get("second"), -1) else None
+        if kind == "linear":
+            weight, bias = given.get("weight"), given.get("bias")
+            if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+                return None
+            return self._dense(value, weight, bias) if weight.dim() == 2 else None
+        if kind == "matmul":
+            if not isinstance(other, Tensor) or other.dim() not in (1, 2):
+                return None
+            out = self._dense(value, other.t() if other.dim() == 2 else other[None], None)
+            return out if other.dim() == 2 else _Value(out.at, (), out.chain)
+        return self._affine(value, gamma=-1)  # neg
+
+    def _arithmetic(self, kind: str, value: _Value, constant: Any) -> _Value | None:
+        if not isinstance(constant, int | float | Tensor):
             return None
-        if target in (operator.add, torch.add):
+        if kind == "add":
             return self._affine(value, beta=constant)
-        if target in (operator.sub, torch.sub):
+        if kind == "sub":
             return self._affine(value, mean=constant)
-        if target in (operator.mul, torch.mul):
-            return self._affine(value, gamma=constant)
-        if target in (operator.truediv, torch.div):
-            return self._affine(value, gamma=constant, invert=True)
-        return None
+        return self._affine(value, gamma=constant, invert=kind == "div")
 
     def _affine(self, value: _Value, gamma: Any = 1, mean: Any = 0, beta: Any = 0, invert: bool = False) -> _Value:
         """gamma (v - mean) + beta with constants that broadcast over one example."""
-        columns = [_spread(c, value.shape) for c in (gamma, mean, beta)]
+        columns = [self._spread(c, value.shape) for c in (gamma, mean, beta)]
         rows, index = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
         if invert and (rows[:, 0] == 0).any():
             raise ModelError("a divisor that is not zero", "zero")
@@ -271,9 +264,14 @@ class _Reader:
 
     def _batch_norm(self, value: _Value, layer: Any) -> _Value:
         count = layer.num_features
-        ones, zeros = torch.ones(count), torch.zeros(count)
-        gamma, beta = (ones, zeros) if layer.weight is None else (layer.weight, layer.bias)
-        numbers = [_fractions(t) for t in (gamma, layer.running_mean, layer.running_var, beta)]
+        if layer.training or layer.running_mean is None or layer.running_var is None:
+            raise ModelError("batch norm by running statistics", "statistics of the batch", "call model.eval()")
+        if not value.shape or value.shape[0] != count:
+            raise ModelError(f"{count} channels before a batch norm", f"shape {list(value.shape)}")
+        gamma = torch.ones(count, dtype=self.dtype) if layer.weight is None else layer.weight
+        beta = torch.zeros(count, dtype=self.dtype) if layer.bias is None else layer.bias
+        tensors = (gamma, layer.running_mean, layer.running_var, beta)
+        numbers = [[Fraction(v) for v in self._numbers(t).tolist()] for t in tensors]
         eps = Fraction(float(layer.eps))
         table = tuple((g, m, v + eps, b) for g, m, v, b in zip(*numbers, strict=True))
         index = np.repeat(np.arange(count), math.prod(value.shape[1:]))
@@ -299,45 +297,24 @@ class _Reader:
             raise ModelError(
                 "a flat input before a dense layer", f"shape {list(value.shape)}", "put an nn.Flatten first"
             )
-        matrix = sparse.csr_array(weight.detach().double().numpy())
-        shift = np.zeros(len(weight)) if bias is None else bias.detach().double().numpy()
+        if weight.shape[1] != value.shape[0] or (bias is not None and bias.shape != weight.shape[:1]):
+            raise ModelError(f"weights [O,{value.shape[0]}] and a bias [O]", f"weights {list(weight.shape)}")
+        matrix = sparse.csr_array(self._numbers(weight).numpy())
+        shift = np.zeros(len(weight)) if bias is None else self._numbers(bias).numpy()
         return self._add(Sum(matrix, shift), (value.at,), (len(weight),))
 
     def _convolve(self, value: _Value, weight: Tensor, bias: Tensor | None, layer: Any) -> _Value:
         value = self.settled(value)
-        pairs = [(v, v) if isinstance(v, int) else v for v in (layer.padding, layer.stride)]
-        dilation, groups = getattr(layer, "dilation", (1, 1)), getattr(layer, "groups", 1)
-        channels, size = weight.shape[0] // groups, value.shape[0] // groups
-        places = torch.arange(1, math.prod(value.shape) + 1).double().view(1, *value.shape)
-        kernels = weight.detach().double().flatten(1).numpy()
-        rows, columns, entries, area = [], [], [], 0
-        for group in range(groups):
-            part = places[:, group * size : (group + 1) * size]
-            field = F.unfold(part, weight.shape[2:], dilation, *pairs)[0].long().numpy()  # type: ignore[arg-type]
-            inside, area = field > 0, field.shape[1]
-            for out in range(group * channels, (group + 1) * channels):
-                rows.append(out * area + np.nonzero(inside)[1])
-                columns.append(field[inside] - 1)
-                entries.append(np.broadcast_to(kernels[out][:, None], field.shape)[inside])
-        shape = (len(weight) * area, math.prod(value.shape))
-        where = (np.concatenate(rows), np.concatenate(columns))
-        matrix = sparse.csr_array((np.concatenate(entries), where), shape=shape)
-        shift = np.zeros(len(weight)) if bias is None else bias.detach().double().numpy()
-        (ph, pw), (sh, sw) = pairs
-        height = (value.shape[1] + 2 * ph - dilation[0] * (weight.shape[2] - 1) - 1) // sh + 1
-        width = (value.shape[2] + 2 * pw - dilation[1] * (weight.shape[3] - 1) - 1) // sw + 1
-        return self._add(Sum(matrix, np.repeat(shift, area)), (value.at,), (len(weight), height, width))
+        dilation, groups = (1, 1) if type(layer) is BinaryConv2d else (layer.dilation, layer.groups)
+        numbers = self._numbers(weight)
+        matrix, shape = convolution(value.shape, numbers, layer.padding, layer.stride, dilation, groups)
+        shift = np.zeros(len(weight)) if bias is None else self._numbers(bias).numpy()
+        return self._add(Sum(matrix, np.repeat(shift, math.prod(shape[1:]))), (value.at,), shape)
 
     def _pad(self, value: _Value, padding: tuple[int, int, int, int]) -> _Value:
         value = self.settled(value)
-        places = torch.arange(1, math.prod(value.shape) + 1).double().view(1, *value.shape)
-        padded = F.pad(places, padding)[0].long()
-        flat = padded.flatten().numpy()
-        here = np.nonzero(flat)[0]
-        matrix = sparse.csr_array(
-            (np.ones(len(here)), (here, flat[here] - 1)), shape=(len(flat), math.prod(value.shape))
-        )
-        return self._add(Sum(matrix, np.zeros(len(flat)), exact=True), (value.at,), tuple(padded.shape))
+        matrix, shape = zero_padding(value.shape, padding)
+        return self._add(Sum(matrix, np.zeros(math.prod(shape)), exact=True), (value.at,), shape)
 
     def _pool(self, value: _Value, layer: Any) -> _Value:
         steps = value.at >= 0 and isinstance(self.ops[value.at].part, Step | Pool) and not value.chain
@@ -345,38 +322,75 @@ class _Reader:
             raise ModelError(
                 "max pooling directly behind a step", "MaxPool2d elsewhere", "put the sign before the pool"
             )
-        places = torch.arange(1, math.prod(value.shape) + 1).double().view(value.shape[0], 1, *value.shape[1:])
-        sizes = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        kernel, dilation, padding, stride = ((v, v) if isinstance(v, int) else v for v in sizes)
-        field = F.unfold(places, kernel, dilation, padding, stride).long()
-        out = F.max_pool2d(places, kernel, stride, padding, dilation)
-        windows = tuple(w[w > 0] - 1 for w in field.transpose(1, 2).reshape(-1, field.shape[1]).numpy())
-        return self._add(Pool(windows), (value.at,), (out.shape[0], *out.shape[2:]))
+        found, shape = windows(value.shape, layer)
+        return self._add(Pool(found), (value.at,), shape)
+
+    def _numbers(self, constant: Any) -> Tensor:
+        """A constant in float64, as the model uses it: rounded to the images' type."""
+        if isinstance(constant, Tensor):
+            numbers = constant.detach()
+            if numbers.dim() and numbers.is_floating_point() and numbers.dtype != self.dtype:  # others are rounded
+                raise ModelError(
+                    f"constants of the images' type, {self.dtype}", str(numbers.dtype), "convert the model"
+                )
+        else:
+            numbers = torch.tensor(float(constant), dtype=torch.float64)
+        numbers = numbers.to(self.dtype).double()
+        if not bool(numbers.isfinite().all()):
+            raise ModelError("finite constants and parameters", "nan or infinite ones")
+        return numbers
+
+    def _spread(self, constant: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A constant as float64 over the units of one example, [M]."""
+        numbers = self._numbers(constant)
+        if numbers.dim() == len(shape) + 1 and numbers.shape[0] == 1:
+            numbers = numbers[0]
+        fits = numbers.dim() <= len(shape) and all(
+            a in (1, b) for a, b in zip(reversed(numbers.shape), reversed(shape), strict=False)
+        )
+        if not fits:
+            raise ModelError(f"constants that fit one example of {list(shape)}", f"shape {list(numbers.shape)}")
+        return numbers.expand(shape).reshape(-1).numpy()
 
 
 class _Sizes:
     """A size of the input, which only a reshape may use."""
 
 
-def _fractions(t: Tensor) -> list[Fraction]:
-    return [Fraction(v) for v in t.detach().double().tolist()]
+def _is(value: Any, number: int) -> bool:
+    return type(value) is int and value == number
 
 
-def _spread(constant: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A constant as float64 over the units of one example, [M]."""
-    numbers = torch.as_tensor(constant, dtype=torch.float64).detach()
-    if numbers.dim() > len(shape):
-        if numbers.dim() != len(shape) + 1 or numbers.shape[0] != 1:
-            raise ModelError(f"constants that fit one example of {list(shape)}", f"shape {list(numbers.shape)}")
-        numbers = numbers[0]
-    return numbers.expand(shape).reshape(-1).numpy()
+def _flat(value: _Value) -> _Value:
+    return _Value(value.at, (math.prod(value.shape),), value.chain)
 
 
+_VIEWS = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten)  # may give their input itself
+_FRESH = (nn.Linear, WideLinear, BinaryLinear, nn.Conv2d, BinaryConv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+_TWO = ("input", "other")
+_KNOWN: dict[Any, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys((operator.add, torch.add), ("add", _TWO)),
+    **dict.fromkeys((operator.sub, torch.sub), ("sub", _TWO)),
+    **dict.fromkeys((operator.mul, torch.mul), ("mul", _TWO)),
+    **dict.fromkeys((operator.truediv, torch.div), ("div", _TWO)),
+    **dict.fromkeys((operator.matmul, torch.matmul, "matmul"), ("matmul", _TWO)),
+    **dict.fromkeys((operator.neg, torch.neg, "neg"), ("neg", ("input",))),
+    **dict.fromkeys((torch.relu, "relu"), ("relu", ("input",))),
+    **dict.fromkeys((torch.relu_, "relu_"), ("relu_", ("input",))),
+    **dict.fromkeys((torch.flatten, "flatten"), ("flatten", ("input", "start_dim", "end_dim"))),
+    **dict.fromkeys(("view", "reshape"), ("view", ("input", "first", "second"))),
+    F.relu: ("relu", ("input", "inplace")),
+    F.linear: ("linear", ("input", "weight", "bias")),
+    torch.stack: ("stack", ("tensors", "dim")),
+    "size": ("size", ("input", "dim")),
+    getattr: ("getattr", _TWO),
+    operator.getitem: ("getitem", _TWO),
+}
 _Made = tuple[Cut, tuple[float, float]]
 _ZERO = Fraction(0)
-_STEPS: dict[str, Callable[[Fraction], _Made]] = {
-    "stochade.nn.binary.Sign": lambda unit: (Cut(_ZERO, _ZERO), (-1.0, 1.0)),
-    "stochade.models.known_answer.Threshold": lambda unit: (Cut(_ZERO, _ZERO), (0.0, 1.0)),
+_STEPS: dict[type, Callable[[Fraction], _Made]] = {
+    Sign: lambda unit: (Cut(_ZERO, _ZERO), (-1.0, 1.0)),
+    Threshold: lambda unit: (Cut(_ZERO, _ZERO), (0.0, 1.0)),
     # round(sigmoid(a)): 1 above 0; but sigmoid rounds to 1/2, and that to 0, for the least positive numbers
-    "stochade.nn.binary.DeterministicBinary": lambda unit: (Cut(Fraction(1, 1 << 1100), 16 * unit), (0.0, 1.0)),
+    DeterministicBinary: lambda unit: (Cut(Fraction(1, 1 << 1100), 16 * unit), (0.0, 1.0)),
 }
