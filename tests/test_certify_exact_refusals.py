@@ -24,6 +24,7 @@ class Body(nn.Module):
         self.sign, self.out, self.value = Sign(), nn.Linear(1, 2, bias=False), value
         self.register_buffer("c", torch.tensor([0.2]))
         self.relu, self.fc, self.sum = nn.ReLU(inplace=True), nn.Linear(1, 2), nn.Linear(2, 1)
+        self.drop = nn.Dropout(0.5, inplace=True)
         with torch.no_grad():
             self.out.weight.copy_(torch.tensor([[1.0], [-1.0]]))
             self.fc.weight.copy_(torch.tensor([[1.0], [-1.0]]))
@@ -111,6 +112,7 @@ READ = {
     "keyword": lambda m, h: torch.sub(h, other=m.c),
     "scalar": lambda m, h: torch.add(h, -0.35),
     "owned": lambda m, h: m.sum(m.relu(m.fc(h))),
+    "owned behind dropout": lambda m, h: m.sum(m.relu(m.drop(m.fc(h)))),
     "owned function": lambda m, h: m.sum(F.relu(m.fc(h), inplace=True)),
     "flat": lambda m, h: h.flatten(1, -1).view(h.size(0), -1) - 0.4,
 }

@@ -130,8 +130,8 @@ class _Reader:
             name = str(node.target)
             if len(arguments) != 1 or options or not isinstance(arguments[0], _Value):
                 raise ModelError("a layer called on one value of the images", f"other arguments of {name}", _HINT)
-            if getattr(self.modules[name], "inplace", False):
-                self._check_owned(node.args[0], f"{type(self.modules[name]).__name__}(inplace=True) ({name})")
+            if isinstance(self.modules[name], nn.ReLU) and self.modules[name].inplace:
+                self._check_owned(node.args[0], f"ReLU(inplace=True) ({name})")
             return self._layer(name, self.modules[name], arguments[0])
         return self._function(node, arguments, options)
 
