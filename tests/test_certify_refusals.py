@@ -16,6 +16,7 @@ from stochade.certify import (
     certify_quantised,
     certify_sequential,
 )
+from stochade.certify.run import certify_examples
 from stochade.errors import BudgetError, ImagesError, LabelsError, LogitsError, ModelError, UsageError
 from stochade.models.encoded import Encoded
 from stochade.nn.discrete import forward_as
@@ -83,6 +84,13 @@ def test_rows_that_see_each_other(model):
         certify(model, X, Gaussian(0.25), **FEW)
     with pytest.raises(ModelError, match="sees the others"):
         certify_sequential(model, X, Gaussian(0.25), [0.1], most=200, selection=5, batch=40)
+
+
+def test_a_run_looks_at_batches_of_its_own_size():
+    with pytest.raises(ModelError, match="sees the others"):
+        certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **FEW)
+    few = FEW | {"batch": 8}
+    certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **few, show_progress=False)
 
 
 def test_rows_that_see_each_other_are_no_quantised_classifier():

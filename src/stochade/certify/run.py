@@ -125,7 +125,7 @@ def certify_examples(
         "radii": list(radii), "about": meta or {},
     }  # fmt: skip
     config["digest"] = digest([config, fingerprint(model), fingerprint_data(source)])
-    classes = first_look(model, source[0][0].to(device), smoothing, independent)
+    classes = first_look(model, source[0][0].to(device), smoothing, independent, batch)
 
     def one(row: int) -> Line:
         x, y = source[row]

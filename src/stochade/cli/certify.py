@@ -167,7 +167,7 @@ class Certify:
 
         source = Source(images, labels, 1)
         x = source[0][0].to(self.device)
-        first_look(model, x, smoothing, self.independent)
+        first_look(model, x, smoothing, self.independent, self.batch)
         draws = min(self.batch, self.draws)
         with untouched(model), torch.no_grad():
             voter = Voter(model, smoothing, x, self.seed, 0, self.batch)
