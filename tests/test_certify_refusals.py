@@ -89,8 +89,10 @@ def test_rows_that_see_each_other(model):
 def test_a_run_looks_at_batches_of_its_own_size():
     with pytest.raises(ModelError, match="sees the others"):
         certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **FEW)
-    few = FEW | {"batch": 8}
-    certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **few, show_progress=False)
+    few = FEW | {"batch": 8, "show_progress": False}
+    certify_examples(
+        InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **few, show_progress=False
+    )
 
 
 def test_rows_that_see_each_other_are_no_quantised_classifier():
