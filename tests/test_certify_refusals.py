@@ -90,9 +90,7 @@ def test_a_run_looks_at_batches_of_its_own_size():
     with pytest.raises(ModelError, match="sees the others"):
         certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **FEW)
     few = FEW | {"batch": 8, "show_progress": False}
-    certify_examples(
-        InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **few, show_progress=False
-    )
+    certify_examples(InLargeBatches(), X, torch.ones(1, dtype=torch.int64), Gaussian(0.25), **few)
 
 
 def test_rows_that_see_each_other_are_no_quantised_classifier():
