@@ -78,6 +78,7 @@ class LargestRobust:
 def verify(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seconds: float = 60.0,
     attacks: Sequence[Callable[[nn.Module, Tensor, Tensor], Tensor]] = (),
+    tell: Callable[[Verdict], None] = lambda verdict: None,
 ) -> list[Verdict]:  # fmt: skip
     """A verdict for every image. Deterministic; the model is left as it was.
 
@@ -87,14 +88,28 @@ def verify(
         threat: Linf(eps), or L0(k) per value or per pixel.
         seconds: time for each image, without attacks; 0 gives "unknown".
         attacks: tried first, on all images at once, to save time where an example is easy to find.
+        tell: told each verdict as it comes, in the order of the images.
 
     Raises:
         ModelError: a network that is random, holds layers or calls that are not known, changes values in place, or
             gives other logits than it was read to give, on these images or on some more. ThreatError: another threat.
         BudgetError: a time that is negative or no number.
     """
+    _check_asked(model, x, y, threat, seconds)
+    found = []
+    with untouched(model):
+        ops, unit = _read(model, x, y, threat)
+        tried = _tried(model, x, y, threat, attacks) if seconds else {}
+        for i in range(len(x)):
+            found.append(tried.get(i) or _one(model, ops, x[i : i + 1], int(y[i]), threat, float(seconds), unit))
+            tell(found[-1])
+    return found
+
+
+def _check_asked(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seconds: float) -> None:
     check_inputs(x, y)
-    _check_threat(threat)
+    if type(threat) not in (Linf, L0):
+        raise ThreatError("Linf(eps) or L0(k)", repr(threat), "other norms have no exact verification here")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise BudgetError("seconds >= 0 for each image", repr(seconds))
     if x.dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
@@ -102,54 +117,54 @@ def verify(
     if not isinstance(model, nn.Module):
         raise ModelError("an nn.Module, whose layers can be read", type(model).__name__)
     check_model(model)
+
+
+def _read(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> tuple[list[Op], float]:
+    """(the network's operations, the rounding unit of the images), held against the model on these images and some
+    of the threat; inside `untouched`."""
     unit = torch.finfo(x.dtype).eps / 2
-    with untouched(model):
-        check_layers(model)
-        probe(model, x[:2].clone(), y, probabilities_allowed=True)
-        with unchanged(model):
-            ops = read(model, tuple(x.shape[1:]), x.dtype)
-            for image in (*x, *_points(x, threat)):
-                _check_reading(model, ops, image[None], unit)
-        tried = _tried(model, x, y, threat, attacks) if seconds else {}
-        return [
-            tried.get(i) or _one(model, ops, x[i : i + 1], int(y[i]), threat, float(seconds), unit)
-            for i in range(len(x))
-        ]
+    check_layers(model)
+    probe(model, x[:2].clone(), y, probabilities_allowed=True)
+    with unchanged(model):
+        ops = read(model, tuple(x.shape[1:]), x.dtype)
+        for image in (*x, *_points(x, threat)):
+            _check_reading(model, ops, image[None], unit)
+    return ops, unit
 
 
+@torch.no_grad()
 def largest_robust(
     model: nn.Module, x: Tensor, y: Tensor, budgets: Sequence[float] | None = None,
     threat: Callable[[float], Threat] = Linf, seconds: float = 60.0,
 ) -> list[LargestRobust]:  # fmt: skip
-    """Bisection over rising budgets, for each image: at most log2 of their number plus one calls of `verify`.
+    """Bisection over rising budgets: log2 of their number plus one verdicts for each image at most, of a network that
+    is read once. Raises as `verify`.
 
     Args:
         budgets: rising; None: 1 to 128 grey levels of 255. threat: from a budget.
-        seconds: for each call.
+        seconds: for each verdict.
     """
     grid = [level / 255 for level in range(1, 129)] if budgets is None else [float(b) for b in budgets]
     if not grid or any(a >= b for a, b in pairwise(grid)):
         raise BudgetError("rising budgets, at least one", repr(budgets))
+    _check_asked(model, x, y, threat(grid[-1]), seconds)
     found = []
-    for i in range(len(x)):
-        proven, open_end, broken, example = -1, len(grid), len(grid), None
-        while open_end - proven > 1:
-            middle = (proven + open_end) // 2
-            verdict = verify(model, x[i : i + 1], y[i : i + 1], threat(grid[middle]), seconds)[0]
-            if verdict.status == "robust":
-                proven = middle
-            else:
-                open_end = middle
-                if verdict.status == "broken":
-                    broken, example = middle, verdict.example
-        least = grid[broken] if broken < len(grid) else None
-        found.append(LargestRobust(grid[proven] if proven >= 0 else None, least, example))
+    with untouched(model):
+        ops, unit = _read(model, x, y, threat(grid[-1]))
+        for i in range(len(x)):
+            proven, open_end, broken, example = -1, len(grid), len(grid), None
+            while open_end - proven > 1:
+                middle = (proven + open_end) // 2
+                verdict = _one(model, ops, x[i : i + 1], int(y[i]), threat(grid[middle]), float(seconds), unit)
+                if verdict.status == "robust":
+                    proven = middle
+                else:
+                    open_end = middle
+                    if verdict.status == "broken":
+                        broken, example = middle, verdict.example
+            least = grid[broken] if broken < len(grid) else None
+            found.append(LargestRobust(grid[proven] if proven >= 0 else None, least, example))
     return found
-
-
-def _check_threat(threat: Threat) -> None:
-    if type(threat) not in (Linf, L0):
-        raise ThreatError("Linf(eps) or L0(k)", repr(threat), "other norms have no exact verification here")
 
 
 def _encoding(x: Tensor, threat: Threat | None, unit: float) -> Encoding:

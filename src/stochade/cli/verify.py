@@ -1,8 +1,9 @@
 """`stochade verify`: exact answers for small binarised networks, image by image."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
@@ -42,8 +43,10 @@ class Verify:
     images: OmitArgPrefixes[common.DataOptions] = field(default_factory=common.DataOptions)
 
     def run(self) -> None:
+        import torch
+
         from stochade.attacks import PGD, parse_threat
-        from stochade.certify.exact import verify
+        from stochade.certify.exact import Verdict, verify
         from stochade.certify.identity import fingerprint
         from stochade.certify.lines import check_same, taken_up
         from stochade.describe import digest
@@ -67,27 +70,27 @@ class Verify:
         config["digest"] = digest([config, fingerprint(target.model), fingerprint_data(source)])
         out = self.out or Path("runs") / f"verify-{common.file_name(self.target)}"
 
-        def one(row: int) -> dict:
-            x, y = source[row]
-            found = verify(target.model, x, y, threat, self.seconds, attacks)[0]
-            return {
-                "row": row, "label": int(y), "status": found.status, "reason": found.reason,
-                "seconds": round(found.seconds, 4), "units": found.units, "open": found.open,
-                "solved": found.solved,
-                "example": None if found.example is None else found.example.flatten().tolist(),
-            }  # fmt: skip
+        def asked(rows: list[int], tell: Callable[[Verdict], None]) -> list[Verdict]:
+            parts = [source[row] for row in rows]
+            x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+            return verify(target.model, x, y, threat, self.seconds, attacks, tell)
 
         with taken_up(out, "verify.json", "verdicts.jsonl", config, _verdict) as records:
             done = records.found
             kept = next((told for told in done if told["status"] != "unknown"), None)
             if kept is not None:
-                again = one(kept["row"])["status"]
+                again = asked([kept["row"]], lambda verdict: None)[0].status
                 check_same(kept["row"], kept["status"], kept["status"] if again == "unknown" else again, out)
             with progress("verifying", len(source), not self.quiet, len(done)) as tick:
-                for row in range(len(done), len(source)):
-                    done.append(one(row))
+
+                def keep(found: Verdict) -> None:
+                    row = len(done)
+                    done.append(_line(row, int(source[row][1]), found))
                     records.append(done[-1])
                     tick(1, ", ".join(f"{_count(done, s)} {s}" for s in STATUSES))
+
+                if len(done) < len(source):
+                    asked(list(range(len(done), len(source))), keep)
         self._tell(target.name, str(facts["data"]), str(threat), done, out)
 
     def _tell(self, name: str, data: str, threat: str, done: list[dict], out: Path) -> None:
@@ -101,6 +104,15 @@ class Verify:
         robust, broken = (_count(done, s) for s in STATUSES[:2])
         print(f"accuracy under the threat on these images: {robust} to {len(done) - broken} of {len(done)}, proven")
         print(f"verdicts: {out / 'verdicts.jsonl'}")
+
+
+def _line(row: int, label: int, found: Any) -> dict:
+    """What is kept of a `Verdict`."""
+    return {
+        "row": row, "label": label, "status": found.status, "reason": found.reason,
+        "seconds": round(found.seconds, 4), "units": found.units, "open": found.open, "solved": found.solved,
+        "example": None if found.example is None else found.example.flatten().tolist(),
+    }  # fmt: skip
 
 
 def _count(done: list[dict], status: str) -> int:
