@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stochade.attacks import PGD, SEA, FixedFlips, Flips, Linf, ObliviousSEA, attack_codes
-from stochade.attacks.codes import encode
+from stochade.attacks.codes import encode, flips_for
 from stochade.errors import BudgetError, ModelError, UsageError
 from stochade.models.encoded import Encoded
 from stochade.nn import BernoulliRate, Direct, SignedRate
@@ -16,7 +16,7 @@ from stochade.nn.over_time import OverTime
 from stochade.randomness import fingerprint, forked, seed_for
 from stochade.registry import build
 from stochade.train import train
-from stochade.train.codes import AdversarialCodes, adversarial_by, flips_in, names_codes, parse_for
+from stochade.train.codes import AdversarialCodes, adversarial_by, names_codes, parse_for
 from stochade.train.objectives import Adversarial, Standard
 from stochade.train.temporal import TET
 
@@ -44,7 +44,7 @@ def seen_by(model):
 @pytest.mark.parametrize("encoder", ["rate", "srate"])
 def test_the_loss_sees_codes_in_the_alphabet_and_within_the_budget(encoder):
     model, x, y = problem(encoder)
-    threat = flips_in(model, 3)
+    threat = flips_for(model, 3)
     before = deepcopy(model)  # the loss pass moves the running statistics
     told, _ = seen_by(model)
     loss, _, terms = AdversarialCodes(SEA(threat))(model, x, y, model=model, seed=5)
@@ -63,42 +63,42 @@ def test_the_loss_sees_codes_in_the_alphabet_and_within_the_budget(encoder):
 
 def test_a_budget_of_nothing_is_standard_training_on_that_encoding():
     model, x, y = problem()
-    none = AdversarialCodes(SEA(flips_in(model, 0)))
+    none = AdversarialCodes(SEA(flips_for(model, 0)))
     loss, logits, _ = none(model, x, y, model=model, seed=3)
     codes = encode_alone(model, x, seed_for(3, "codes"))
     expected = model.network(codes)
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(loss, F.cross_entropy(expected, y))
-    some = AdversarialCodes(SEA(flips_in(model, 4)))(model, x, y, model=model, seed=3)[0]
+    some = AdversarialCodes(SEA(flips_for(model, 4)))(model, x, y, model=model, seed=3)[0]
     assert float(some.detach()) > float(loss.detach()) + 0.01
 
 
 def encode_alone(model, x, seed):
     with forked():
-        return encode(model, x, flips_in(model), seed)
+        return encode(model, x, flips_for(model), seed)
 
 
 def test_the_attack_may_push_away_from_what_the_model_says():
     model, x, y = problem(n=12)
     before = deepcopy(model).eval()
     told, _ = seen_by(model)
-    AdversarialCodes(SEA(flips_in(model, 2)), labels="predicted")(model, x, y, model=model, seed=1)
+    AdversarialCodes(SEA(flips_for(model, 2)), labels="predicted")(model, x, y, model=model, seed=1)
     with forked(1):
         predicted = before(x).argmax(1)
     assert not torch.equal(predicted, y)
-    assert torch.equal(told[0], attack_codes(SEA(flips_in(model, 2)), before, x, predicted, seed=1).attacked)
+    assert torch.equal(told[0], attack_codes(SEA(flips_for(model, 2)), before, x, predicted, seed=1).attacked)
     asked = []
     before.network.register_forward_pre_hook(lambda _m, inputs: asked.append(inputs[0]))
     for state in (3, 4):  # which class is asked for follows the seed, wherever the generators stand
         with forked(state):
-            AdversarialCodes(SEA(flips_in(model, 2)), labels="predicted")(before, x, y, model=before, seed=1)
+            AdversarialCodes(SEA(flips_for(model, 2)), labels="predicted")(before, x, y, model=before, seed=1)
     assert torch.equal(asked[0], asked[len(asked) // 2])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_modes_gradients_buffers_and_generators_are_those_of_the_loss_pass_alone(weight):
     model, x, y = problem()
-    objective, passes = AdversarialCodes(SEA(flips_in(model, 2)), weight), 1 if weight == 0 else 2
+    objective, passes = AdversarialCodes(SEA(flips_for(model, 2)), weight), 1 if weight == 0 else 2
     kept = {name: b.clone() for name, b in model.named_buffers()}
 
     def standard_passes():
@@ -130,13 +130,13 @@ def test_nothing_stays_on_the_model_when_the_loss_fails():
         raise RuntimeError("full")
 
     with pytest.raises(RuntimeError, match="full"):
-        AdversarialCodes(SEA(flips_in(model, 1)), inner=fails)(model, x, y, model=model, seed=0)
+        AdversarialCodes(SEA(flips_for(model, 1)), inner=fails)(model, x, y, model=model, seed=0)
 
     def broken(images):
         raise RuntimeError("forward")
 
     with pytest.raises(RuntimeError, match="forward"):
-        AdversarialCodes(SEA(flips_in(model, 1)))(broken, x, y, model=model, seed=0)
+        AdversarialCodes(SEA(flips_for(model, 1)))(broken, x, y, model=model, seed=0)
     assert not model.encoder._forward_hooks
 
 
@@ -167,10 +167,10 @@ def test_losses_and_terms_are_weighted_and_tet_sees_the_steps_of_attacked_codes(
 def test_it_starts_late_and_may_stay_clean():
     model, x, y = problem()
     told, _ = seen_by(model)
-    late = AdversarialCodes(SEA(flips_in(model, 30)), start=2)
+    late = AdversarialCodes(SEA(flips_for(model, 30)), start=2)
     with forked(6):
         plain = Standard()(model, x, y, model=model, seed=0)[0]
-    for objective, epoch in ((late, 1), (AdversarialCodes(SEA(flips_in(model, 30)), weight=1.0), 5)):
+    for objective, epoch in ((late, 1), (AdversarialCodes(SEA(flips_for(model, 30)), weight=1.0), 5)):
         with forked(6):
             torch.testing.assert_close(objective(model, x, y, model=model, seed=0, epoch=epoch)[0], plain)
     late(model, x, y, model=model, seed=0, epoch=2)
@@ -219,7 +219,7 @@ def test_training_on_codes_runs_through_fabric_and_repeats_itself(tmp_path):
     def run(precision=None):
         with forked(1):
             model = build("snn", (1, 8, 8), 10, width=0.25, **OPTIONS["srate"])
-        objective = AdversarialCodes(SEA(flips_in(model, 2)), inner=TET())
+        objective = AdversarialCodes(SEA(flips_for(model, 2)), inner=TET())
         train(model, images, images, epochs=1, batch=10, objective=objective, precision=precision, progress=False)
         return model.network.state_dict()
 

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stochade.attacks.codes import flips_for
 from stochade.attacks.registry import parse_attack
 from stochade.attacks.threats import L0, L1, L2, Ball, Linf
 from stochade.errors import StochadeError, UsageError
 from stochade.registry import MODELS
 from stochade.train.augment import parse_augment
-from stochade.train.codes import AdversarialCodes, flips_in, names_codes
+from stochade.train.codes import AdversarialCodes, names_codes
 from stochade.train.schedules import parse_schedule
 from stochade.train.temporal import NAMES
 
@@ -176,7 +177,7 @@ class Attacked(_Table):
     def threat(self, budget: float, model: object = None) -> Ball:
         """The threat for a model: its encoder says the letters of flips."""
         if self.norm == "flips":
-            return flips_in(model, budget)
+            return flips_for(model, budget)
         return NORMS[self.norm](int(budget) if self.norm == "l0" else budget)
 
     @model_validator(mode="after")

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from stochade.attacks.ball import Ball
 from stochade.attacks.base import Attack
-from stochade.attacks.codes import attack_codes, attacks_codes, encoder_and_network, flips_of
-from stochade.attacks.flips import BINARY, Flips
+from stochade.attacks.codes import attack_codes, attacks_codes, encoder_and_network, flips_for, flips_of
 from stochade.attacks.oblivious import FixedFlips
 from stochade.attacks.registry import CODE_ATTACKS, parse_attack
 from stochade.errors import BudgetError, UsageError
@@ -119,12 +118,6 @@ def names_codes(text: str) -> bool:
     return next(iter(text.split()), "") in CODE_ATTACKS
 
 
-def flips_in(model: object, k: float = 10) -> Flips:
-    """Flips(k) in the letters of the model's encoder; {0, 1} where there is none, or none that names its letters."""
-    letters = getattr(getattr(model, "encoder", None), "alphabet", None)
-    return Flips(k, BINARY if letters is None else letters)
-
-
 def parse_for(text: str, threat: Ball, model: object) -> Attack:
     """`parse_attack` for one model: attacks on codes take its encoder's letters, unless the text names others.
 
@@ -134,7 +127,7 @@ def parse_for(text: str, threat: Ball, model: object) -> Attack:
     Raises:
         ModelError: an attack on codes of a model that has none of these letters. Else as `parse_attack`.
     """
-    attack = parse_attack(text, flips_in(model) if names_codes(text) else threat)
+    attack = parse_attack(text, flips_for(model) if names_codes(text) else threat)
     if model is not None and attacks_codes(attack):
         encoder_and_network(model, flips_of(attack))
     return attack
