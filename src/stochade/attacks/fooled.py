@@ -79,7 +79,7 @@ def confirm(
     """Forward-only draws until each example has `needed` misses in a row or one draw that is right.
 
     Args:
-        free: misses already seen at x, all of them misses.
+        free: misses already seen at x.
 
     Returns:
         [n] whether the example may leave, and [n] forwards spent.
