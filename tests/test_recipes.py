@@ -135,6 +135,21 @@ def test_seeds_train_different_networks_and_a_second_run_trains_none(run, monkey
     assert again.rows[0].found == found.rows[0].found
 
 
+def test_rows_taken_up_say_at_which_commit_they_were_measured(run):
+    """Not that of the command that puts records together later."""
+    _, folder = run
+    place = next((folder / f"{tiny().name}-smoke").glob("plain-0/test")) / "provenance.json"
+    kept = json.loads(place.read_text())
+    place.write_text(json.dumps(kept | {"git_revision": "1234567890+"}))
+    try:
+        again = reproduce(tiny(), "smoke", out=folder, seeds=2, show_progress=False)
+    finally:
+        place.write_text(json.dumps(kept))
+    assert "1234567+" in again.meta["revisions"]["plain"]
+    assert "1234567+" not in again.meta["revisions"]["binary"]
+    assert "1234567+" in tables.provenance_of(again)["measured at"]["plain"]
+
+
 def test_tables_and_pages_have_the_three_numbers(run, tmp_path):
     found, _ = run
     text = tables.markdown(found)

@@ -145,6 +145,7 @@ def reproduce(
     facts = {
         "train": len(train_set), "validation": len(validation), "test": len(test), "seeds": count, "seed": seed,
         "draws": settings.draws, "effort": settings.effort,
+        "revisions": {name: _revisions(parts[name], row) for name, row in rows.items()},
         "provenance": {k: v for k, v in provenance().items() if k != "command"},  # the one below names no folders
         "command": shlex.join(
             ["stochade", "reproduce", found.name, "--scale", scale, *(["--seeds", str(seeds)] if seeds else []),
@@ -158,6 +159,14 @@ def reproduce(
         found, scale, list(rows.values()), matrix, test.note or test.name, facts, first, records, test, validation,
         show_progress, train_set,
     )  # fmt: skip
+
+
+def _revisions(parts: list[dict[str, Records]], row: Row) -> list[str]:
+    """The commits at which a row's records were measured, in short: a run that is taken up keeps those of its
+    sessions, whatever the commit of the command that puts them together."""
+    kept = [records for seed in parts for records in seed.values()] + [audit.records for audit in row.audits]
+    told = [records.meta.get("provenance", {}).get("git_revision") for records in kept]
+    return sorted({f"{t[:7]}{'+' * t.endswith('+')}" for t in told if t})
 
 
 def _some(images: Images, count: int) -> Images:

@@ -291,7 +291,8 @@ def provenance_of(r: Reproduction) -> dict[str, Any]:
     """Where the numbers come from, in one flat table."""
     trained = {row.name: _trained(row.facts[0]) for row in r.rows}
     told = {"seed": r.meta["seed"], "audit effort": r.meta["effort"], "data": r.data, "training": trained}
-    return told | r.meta["provenance"]
+    measured = {name: ", ".join(found) for name, found in r.meta.get("revisions", {}).items() if found}
+    return told | ({"measured at": measured} if measured else {}) | r.meta["provenance"]
 
 
 def _trained(facts: dict[str, Any]) -> str:
