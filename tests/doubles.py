@@ -1,9 +1,10 @@
 """A tiny model, examples and attacks at module level, so that they travel to worker processes."""
 
+import numpy as np
 import torch
 from torch import nn
 
-from stochade import FGSM, PGD, Backprop, Linf, UniformNoise, evaluate
+from stochade import FGSM, PGD, Backprop, Linf, Records, UniformNoise, evaluate
 from stochade.models.known_answer import CoinFlip
 
 
@@ -56,3 +57,25 @@ class Line(nn.Module):
     def forward(self, z):
         score = (z * self.w).flatten(1).sum(1) + self.b
         return torch.stack([torch.zeros_like(score), score], 1)
+
+
+def same(a: Records, b: Records) -> bool:
+    fields = ("predictions", "selection", "vote_logits", "distance", "value", "forwards", "backwards", "trace")
+    return list(a.attacks) == list(b.attacks) and all(
+        np.array_equal(getattr(a.attacks[n], f), getattr(b.attacks[n], f), equal_nan=f in ("value", "trace"))
+        for n in a.attacks
+        for f in fields
+    )
+
+
+class Told:
+    """Records by hand: attack -> right [N, draws]."""
+
+    def __init__(self, rights):
+        self.rights = rights
+
+    def right(self, attack):
+        return self.rights[attack]
+
+    def noise_block(self):
+        return None

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +11,6 @@ from stochade.nn import surrogates
 from stochade.randomness import forked
 
 STEPS, CLASSES = 4, 5
-
-
 OWN = surrogates.gaussian(0.7)
 
 
@@ -199,3 +198,13 @@ KINDS = ["jelly-m", "jelly-s", "snn-hidden", "snn-sequence", "snn-step", "norse"
 def gradient(model, x, y) -> Tensor:
     leaf = x.clone().requires_grad_()
     return torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)[0]
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def y() -> Tensor:
+    return torch.arange(6) % CLASSES

@@ -2,6 +2,12 @@
 
 from html.parser import HTMLParser
 
+import pytest
+
+from report_example import example
+from stochade.audit.result import Audit
+from stochade.report import build
+
 
 class Page(HTMLParser):
     """What a reader meets (text outside scripts and styles), the elements, and the scripts."""
@@ -31,3 +37,18 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split()).replace("\u00a0", " ")
+
+
+@pytest.fixture(scope="module")
+def audit() -> Audit:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def source(audit, tmp_path_factory) -> str:
+    return build(audit, tmp_path_factory.mktemp("report") / "a.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(source) -> Page:
+    return Page(source)

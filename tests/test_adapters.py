@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import foreign
 from foreign import (
-    CLASSES,
     KINDS,
     STEPS,
     Fire,
@@ -25,15 +25,7 @@ from stochade.errors import GradientError, ModelError, UsageError
 from stochade.nn import BernoulliRate, backward_as, discrete_layers, forward_as, surrogates
 from stochade.randomness import fingerprint, untouched
 
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.arange(6) % CLASSES
+x, y = foreign.x, foreign.y
 
 
 def state_of(model) -> list:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+import foreign
 import stochade.adapters
 from foreign import (
-    CLASSES,
     KINDS,
     STEPS,
     Hidden,
@@ -27,15 +27,7 @@ from stochade.nn import BernoulliRate, Surrogate, backward_as, scope_of, surroga
 from stochade.randomness import fingerprint
 from stochade.targets import load_target
 
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.rand(6, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def y() -> Tensor:
-    return torch.arange(6) % CLASSES
+x, y = foreign.x, foreign.y
 
 
 def test_a_swap_stays_in_this_network(x, y):

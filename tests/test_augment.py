@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.stats import binomtest, chisquare
 
+from small_training import run, same, small, squares, told
 from stochade.cli.main import _parse
 from stochade.errors import BudgetError, CheckpointError, ImagesError, UsageError
 from stochade.randomness import fingerprint
 from stochade.recipes.networks import parts_of
 from stochade.recipes.schema import Training
 from stochade.train import Augment, parse_augment
-from test_train import run, same, small, squares, told
 
 
 def numbered(n=6, c=2, h=4, w=5):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import oracles
+from linear_cases import binary, data, multi, worst
 from stochade.attacks import (
     BIM,
     FGSM,
@@ -25,8 +25,6 @@ from stochade.models.known_answer import KnownAnswer, Linear
 from stochade.nn.discrete import Scope
 
 THREATS = [Linf(0.15), Linf(0.0), Linf(float("inf")), L2(0.4), L2(1.5), L1(0.8), L1(3.0), L0(2), L0(5)]
-
-
 ITERATED: dict[str, dict] = {
     "bim": {"steps": 60},
     "pgd": {"steps": 60, "random_start": True},
@@ -36,34 +34,9 @@ ITERATED: dict[str, dict] = {
 }
 
 
-def data(count: int = 8, pixels: int = 9, classes: int = 2, seed: int = 0):
-    """Images with a third of the pixels exactly 0 or 1."""
-    g = torch.Generator().manual_seed(seed)
-    side = int(pixels**0.5)
-    x = (1.5 * torch.rand(count, 1, side, side, generator=g) - 0.25).clamp(0, 1)
-    return x, torch.randint(0, classes, (count,), generator=g)
-
-
-def binary(pixels: int = 9) -> KnownAnswer:
-    w = torch.randn(pixels, generator=torch.Generator().manual_seed(1))
-    return KnownAnswer(w, -0.5 * float(w.sum()))
-
-
-def multi(classes: int = 4, pixels: int = 9) -> Linear:
-    return Linear(torch.randn(classes, pixels, generator=torch.Generator().manual_seed(2)))
-
-
 def lost(model: KnownAnswer, x, z, y) -> np.ndarray:
     s = (2 * y - 1).double()
     return (s * ((x - z).flatten(1).double() @ model.weight.detach().double())).numpy()
-
-
-def worst(model: KnownAnswer, x, y, threat) -> np.ndarray:
-    w = model.weight.detach().double().numpy()
-    return np.array(
-        [oracles.worst_gain(-(2 * int(b) - 1) * w, a.flatten().numpy(), threat.name, threat.eps)
-         for a, b in zip(x, y, strict=True)]
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import oracles
+from counting import Recording
+from linear_cases import binary, data, multi, worst
 from stochade.attacks import (
     BIM,
     FGSM,
@@ -26,54 +26,7 @@ from stochade.attacks import (
 from stochade.attacks.fooled import LEVEL, LIMIT, draws_needed
 from stochade.errors import BudgetError
 from stochade.models.known_answer import CoinFlip, KnownAnswer, Linear, NoisyLinear
-from stochade.nn.discrete import Scope
 from stochade.randomness import FrozenNoise, forked
-
-
-def data(count: int = 8, pixels: int = 9, classes: int = 2, seed: int = 0):
-    """Images with a third of the pixels exactly 0 or 1."""
-    g = torch.Generator().manual_seed(seed)
-    side = int(pixels**0.5)
-    x = (1.5 * torch.rand(count, 1, side, side, generator=g) - 0.25).clamp(0, 1)
-    return x, torch.randint(0, classes, (count,), generator=g)
-
-
-def binary(pixels: int = 9) -> KnownAnswer:
-    w = torch.randn(pixels, generator=torch.Generator().manual_seed(1))
-    return KnownAnswer(w, -0.5 * float(w.sum()))
-
-
-def multi(classes: int = 4, pixels: int = 9) -> Linear:
-    return Linear(torch.randn(classes, pixels, generator=torch.Generator().manual_seed(2)))
-
-
-def worst(model: KnownAnswer, x, y, threat) -> np.ndarray:
-    w = model.weight.detach().double().numpy()
-    return np.array(
-        [oracles.worst_gain(-(2 * int(b) - 1) * w, a.flatten().numpy(), threat.name, threat.eps)
-         for a, b in zip(x, y, strict=True)]
-    )  # fmt: skip
-
-
-class Recording(nn.Module):
-    """Notes the rows of every forward in an object that nobody restores."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model, self.log = model, Log()
-
-    @property
-    def scope(self) -> Scope:
-        return self.model.scope  # type: ignore[return-value]
-
-    def forward(self, x):
-        self.log.rows.append(len(x))
-        return self.model(x)
-
-
-class Log:
-    def __init__(self):
-        self.rows: list[int] = []
 
 
 def test_fooled_examples_leave_a_deterministic_attack():

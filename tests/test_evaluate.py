@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from doubles import ATTACKS, Base, examples, run
+from doubles import ATTACKS, Base, examples, run, same
 from stochade import FGSM, PGD, Custom, Linf, Records, UniformNoise, evaluate
 from stochade.attacks.apgd import APGD
 from stochade.attacks.objectives import dlr
@@ -29,15 +29,6 @@ from stochade.models.known_answer import CoinFlip
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet"))}
-
-
-def same(a: Records, b: Records) -> bool:
-    fields = ("predictions", "selection", "vote_logits", "distance", "value", "forwards", "backwards", "trace")
-    return list(a.attacks) == list(b.attacks) and all(
-        np.array_equal(getattr(a.attacks[n], f), getattr(b.attacks[n], f), equal_nan=f in ("value", "trace"))
-        for n in a.attacks
-        for f in fields
-    )
 
 
 def test_coin_flip_is_scored_right():

@@ -6,21 +6,12 @@ import torch
 from torch import nn
 
 import stochade
-from doubles import Base, examples, run
-from stochade import FGSM, PGD, Custom, Linf, Records, UniformNoise, compare_runs, evaluate, sweep
+from doubles import Base, examples, run, same
+from stochade import FGSM, PGD, Custom, Linf, UniformNoise, compare_runs, evaluate, sweep
 from stochade.attacks.fmn import FMN
 from stochade.errors import BudgetError, ModelError, RecordsError, StochadeError, ThreatError
 from stochade.models.known_answer import KNOWN
 from stochade.randomness import fingerprint
-
-
-def same(a: Records, b: Records) -> bool:
-    fields = ("predictions", "selection", "vote_logits", "distance", "value", "forwards", "backwards", "trace")
-    return list(a.attacks) == list(b.attacks) and all(
-        np.array_equal(getattr(a.attacks[n], f), getattr(b.attacks[n], f), equal_nan=f in ("value", "trace"))
-        for n in a.attacks
-        for f in fields
-    )
 
 
 def test_finds_on_the_boundary_survive_eight_bits():

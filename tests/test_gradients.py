@@ -6,34 +6,13 @@ import torch
 from scipy.stats import ks_2samp
 from torch import nn
 
+from counting import Recording
 from stochade.attacks import Backprop, Evolution, cross_entropy, margin
 from stochade.attacks.gradients import check_logits
 from stochade.errors import BudgetError, GradientError, LogitsError, UsageError
 from stochade.models.known_answer import BernoulliLinear, KnownAnswer, NoisyLinear, ThresholdedInput
 from stochade.nn.discrete import Scope, discrete_layers
 from stochade.randomness import Stream, forked
-
-
-class Recording(nn.Module):
-    """Counts rows and calls; a list of its own object, so that nothing restores it."""
-
-    def __init__(self, model: nn.Module, scope: Scope | None = None):
-        super().__init__()
-        self.model, self.log = model, Log()
-        self.declared = scope
-
-    @property
-    def scope(self) -> Scope:
-        return self.declared or self.model.scope  # type: ignore[return-value]
-
-    def forward(self, x):
-        self.log.rows.append(len(x))
-        return self.model(x)
-
-
-class Log:
-    def __init__(self):
-        self.rows: list[int] = []
 
 
 def data(count: int = 5, pixels: int = 9, seed: int = 0):

@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from stochade.errors import ModelError, UsageError
 from stochade.native import lif as native
 from stochade.native.build import load
 from stochade.nn import IF, LIF, SpikingNeuron, Surrogate, backward_as, forward_as, scope_of, surrogates
 from stochade.nn.discrete import discrete_layers
 
 needs_kernels = pytest.mark.skipif(load("lif") is None, reason="no C compiler")
-
 SURROGATES = {  # name -> surrogate, its derivative written out
     "identity": (surrogates.identity(), lambda u: torch.ones_like(u)),
     "zero": (surrogates.zero(), lambda u: torch.zeros_like(u)),
@@ -377,42 +375,3 @@ def test_kernels_are_asked_and_can_be_switched_off(monkeypatch):
     monkeypatch.setattr(native, "load", lambda name: None)
     assert torch.equal(LIF()(x), out)
     assert calls == [1]
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"decay": -0.1}, "in \\[0, 1\\]"),
-        ({"decay": 1.1}, "in \\[0, 1\\]"),
-        ({"decay": float("nan")}, "in \\[0, 1\\]"),
-        ({"decay": "0.5"}, "in \\[0, 1\\]"),
-        ({"decay": 1.0, "decay_input": True}, "in \\[0, 1\\)"),
-        ({"decay": 1.0, "trainable": True}, "strictly between"),
-        ({"decay": 0.0, "trainable": True}, "strictly between"),
-        ({"threshold": 0.0}, "above the resting potential"),
-        ({"threshold": float("inf")}, "finite"),
-        ({"threshold": True}, "finite"),
-        ({"threshold": 1.0, "reset": "hard", "v_reset": 1.0}, "above the resting potential"),
-        ({"v_reset": -0.5}, "soft reset"),
-        ({"reset": "zero"}, '"soft"'),
-        ({"surrogate": "atan"}, "surrogates.ATan"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(options, told):
-    with pytest.raises(UsageError, match=told):
-        LIF(**options)
-
-
-@pytest.mark.parametrize("x", [torch.randn(5), torch.empty(0, 3, 2), torch.ones(3, 2, dtype=torch.int64)])
-def test_inputs_without_time_are_refused(x):
-    for call in (LIF(), LIF().potentials, IF(surrogate=surrogates.adaptive())):
-        with pytest.raises(ModelError, match="T, N"):
-            call(x)
-
-
-def test_layers_tell_what_they_are():
-    assert repr(LIF(0.75, 0.5, "hard", v_reset=-1.0, decay_input=True)) == (
-        "LIF(decay=0.75, threshold=0.5, reset='hard', surrogate=atan(alpha=2), v_reset=-1, decay_input=True)"
-    )
-    assert repr(IF(detach_reset=True)) == "IF(threshold=1, reset='soft', surrogate=atan(alpha=2), detach_reset=True)"
-    assert "0.5 (trainable)" in repr(LIF(trainable=True))

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+import report_page
 from report_example import COMMAND, EPS, example
 from report_page import Page
 from stochade.audit.findings import Finding
@@ -20,20 +21,7 @@ from stochade.report.rows import (
     percent,
 )
 
-
-@pytest.fixture(scope="module")
-def audit() -> Audit:
-    return example()
-
-
-@pytest.fixture(scope="module")
-def source(audit, tmp_path_factory) -> str:
-    return build(audit, tmp_path_factory.mktemp("report") / "a.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def page(source) -> Page:
-    return Page(source)
+audit, source, page = report_page.audit, report_page.source, report_page.page
 
 
 def test_headline_shows_the_records_scores(audit, page):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import report_page
 from report_example import COMMAND, EPS, example
 from report_page import Page
 from stochade.audit.findings import Finding
@@ -26,20 +27,7 @@ from stochade.report.rows import (
     threat_text,
 )
 
-
-@pytest.fixture(scope="module")
-def audit() -> Audit:
-    return example()
-
-
-@pytest.fixture(scope="module")
-def source(audit, tmp_path_factory) -> str:
-    return build(audit, tmp_path_factory.mktemp("report") / "a.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def page(source) -> Page:
-    return Page(source)
+audit, source, page = report_page.audit, report_page.source, report_page.page
 
 
 def _pixels(uri: str | None) -> np.ndarray:

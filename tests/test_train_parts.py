@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from small_training import SETTINGS, Few, Stop, run, same, sign_step, small, squares, told
 from stochade.errors import BudgetError, ModelError, UsageError
 from stochade.train import (
     Adversarial,
@@ -28,7 +29,6 @@ from stochade.train import (
 from stochade.train.objectives import measured, takes_epoch
 from stochade.train.optimizers import parameter_groups
 from stochade.train.settings import named
-from test_train import SETTINGS, Few, Stop, run, same, sign_step, small, squares, told
 
 
 class Parts:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest, chisquare
 from torch import nn
 
+from small_training import run, same, sign_step, small, squares, told
 from stochade.attacks import CW, FGSM, Descent, GaussianNoise, Linf
 from stochade.errors import BudgetError, CheckpointError, UsageError
 from stochade.randomness import seed_for
@@ -14,7 +15,6 @@ from stochade.train.optimizers import optimizer_named
 from stochade.train.schedules import Halving, Steps
 from stochade.train.settings import named
 from stochade.train.setups import SETUPS, pni
-from test_train import run, same, sign_step, small, squares, told
 
 
 def named_attack(name):

@@ -3,25 +3,13 @@
 import numpy as np
 import pytest
 
+from doubles import Told
 from stochade.recipes import catalogue
 from stochade.recipes.result import Reproduction, named
 from stochade.recipes.views.averages import SETS, average_over_attacks, pairs_of_attacks
 
 TABLES = {"mukhoty2025-table-6": "Table 6", "mukhoty2025-aggregation": "Table 8"}
 WRONG = {("Table 8, CIFAR-100", "PGD RATE"): 37.72}  # printed 39.16; the recipe's notes say so
-
-
-class Told:
-    """Records by hand."""
-
-    def __init__(self, rights):
-        self.rights = rights
-
-    def right(self, attack):
-        return self.rights[attack]
-
-    def noise_block(self):
-        return None
 
 
 def records(recipe, seed):

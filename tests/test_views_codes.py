@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from doubles import Told
 from stochade.attacks import SEA, Flips
 from stochade.attacks.codes import encode
 from stochade.attacks.registry import parse_attack
@@ -78,19 +79,6 @@ def test_transfer_is_between_networks_of_the_same_letters():
         made_for = parse_attack(attacks[attack], Flips(int(k), models[target].encoder.alphabet))
         right = transferred(made_for, models[target], models[source], x, y, 3)
         assert shown.value == pytest.approx(right.mean())
-
-
-class Told:
-    """Records by hand."""
-
-    def __init__(self, rights):
-        self.rights = rights
-
-    def right(self, attack):
-        return self.rights[attack]
-
-    def noise_block(self):
-        return None
 
 
 def test_an_attack_that_leaves_more_than_no_attack_is_named():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from doubles import Told
 from stochade.attacks import FGSM, Linf
 from stochade.data import Images
 from stochade.evaluate.intervals import Estimate, mean
@@ -29,19 +30,6 @@ OURS = [name for name in catalogue.names() if name.startswith("wu2024")]
 
 def estimate(value):
     return Estimate(value, None, None, 10, 1)
-
-
-class Told:
-    """Records by hand: attack -> right [N, draws]."""
-
-    def __init__(self, rights):
-        self.rights = rights
-
-    def right(self, attack):
-        return self.rights[attack]
-
-    def noise_block(self):
-        return None
 
 
 def reproduction(recipe, scale="small", **fields):

@@ -11,18 +11,16 @@ from pydantic import ValidationError
 from scipy.stats import norm
 from torch import nn
 
-from stochade.attacks import FGSM, L1, L2, Descent, Linf
-from stochade.data import Images
+from lab_figures import SHAPE, Halves, reproduction, scored
+from stochade.attacks import FGSM, Descent, Linf
 from stochade.errors import UsageError
 from stochade.evaluate import evaluate
-from stochade.evaluate.intervals import mean
 from stochade.evaluate.store import slug
 from stochade.recipes import catalogue, reproduce
-from stochade.recipes.networks import Trained, parts_of
-from stochade.recipes.result import Reproduction, Row
+from stochade.recipes.networks import parts_of
 from stochade.recipes.schema import Network, Training
 from stochade.recipes.tables import provenance_of
-from stochade.recipes.views import attacked, boundaries, landscapes, linear, looking, patterns, timing
+from stochade.recipes.views import attacked, boundaries, landscapes, looking, patterns, timing
 from stochade.recipes.views import probabilities as probabilities_view
 from stochade.recipes.views.steps import accuracy_by_attack, added_norms
 from stochade.registry import build
@@ -31,37 +29,6 @@ from stochade.train.elbo import ELBO
 from stochade.train.mixture import Mixture
 
 RECIPES = [name for name in catalogue.names() if name.split("-")[0] in ("kaspar2024", "pallaprolu2020", "survey")]
-SHAPE = (1, 4, 4)
-
-
-class Halves(nn.Module):
-    """Three classes by the mean brightness, with the logits of a linear model: no randomness."""
-
-    scope = "composite"
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(16, 3)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, 16) / 4)
-            self.head.bias.copy_(torch.tensor([1.0, 0.0, -3.0]))
-
-    def forward(self, x):
-        return self.head(x.flatten(1))
-
-
-def reproduction(recipe: str, models: dict[str, nn.Module], images: Images | None = None) -> Reproduction:
-    if images is None:
-        pixels = np.random.default_rng(0).random((24, *SHAPE), dtype=np.float32)
-        images = Images(pixels, np.arange(24) % 3)
-    networks = {name: Trained(name, 0, model.eval(), {}) for name, model in models.items()}
-    rows = [Row(name) for name in models]
-    return Reproduction(catalogue.load(recipe), "smoke", rows, None, "test", {}, networks, {}, images, images, False)
-
-
-def scored(r: Reproduction, values: dict[tuple[str, float], float]) -> None:
-    for row in r.rows:
-        row.scores = {key: mean(np.full((10, 1), v)) for key, v in values.items()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -281,52 +248,6 @@ def test_patterns_of_a_network_change_where_units_switch_off():
     assert norm.isf(0.1) > 0
     figures = patterns.activation_patterns(reproduction("pallaprolu2020-kwta", {"a": model}))
     assert [f.id for f in figures] == ["theorem-1", "theorem-2", "patterns"]
-
-
-def binary(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1
-    x = 0.5 + 0.08 * y[:, None] * torch.linspace(0, 1, 16).double()
-    x += 0.08 * torch.randn(count, 16, generator=generator, dtype=torch.float64)
-    return x.clamp(0.05, 0.95).view(-1, *SHAPE), y
-
-
-@pytest.mark.parametrize(("threat", "dual"), [(Linf(0.04), 1), (L2(0.15), 2), (L1(0.3), math.inf)])
-def test_the_certificate_is_exact_where_the_box_does_not_matter(threat, dual):
-    x, y = binary()
-    model = linear.fitted(x, y, threat.size, dual, 0.0, 150)
-    clean, certified, hit = linear.scores(model, x, y, threat, dual)
-    assert certified == hit  # no image comes near the box
-    assert certified < clean
-    attacked_images = FGSM(threat)(model.as_model(), x, (y > 0).long())
-    worst = y * model(attacked_images)
-    assert torch.allclose(worst, model.margins(x, y, threat.size, dual), atol=1e-6)
-
-
-def test_robust_training_with_the_right_sign_certifies_more_and_the_papers_sign_less():
-    x, y = binary(400)
-    threat, eps = Linf(0.04), 0.04
-    certified = [linear.scores(linear.fitted(x, y, eps, 1, s, 1000), x, y, threat, 1)[1] for s in (1, 0, -1)]
-    assert certified[0] > 0.2 + max(certified[1:])
-    assert certified[2] < certified[1]
-    right = linear.fitted(x, y, eps, 1, 1.0, 300)
-    h = x.flatten(1) @ right.weight + right.bias
-    robust = nn.functional.softplus(-y * h + eps * right.weight.abs().sum()).mean()
-    worst = x.flatten(1) - eps * y[:, None] * right.weight.sign()
-    assert float(robust) == pytest.approx(
-        float(nn.functional.softplus(-y * (worst @ right.weight + right.bias)).mean()), rel=1e-9
-    )
-
-
-def test_linear_figures_say_what_scores_say():
-    x, y = binary(40)
-    images = Images(x.float().numpy(), (y > 0).long().numpy())
-    r = reproduction("pallaprolu2020-linear", {"a": Halves()}, images)
-    figures = linear.robust_linear(r)
-    assert [f.title.split(", ")[1].split()[0] for f in figures] == ["linf", "l2", "l1"]
-    for figure in figures:
-        for row in figure.rows:
-            assert float(row[2]) <= float(row[3]) <= float(row[1]) + 1e-9  # certified, attacked, clean
 
 
 def test_bars_stand_in_the_order_of_the_recipe_and_tell_budgets_apart():
