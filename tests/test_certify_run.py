@@ -273,5 +273,18 @@ def test_decided_one_by_one_they_agree_with_the_fixed_draws(tmp_path):
     assert again.lines == found.lines
     with pytest.raises(RecordsError, match="radii"):
         certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0.1], out=tmp_path / "run")
-    with pytest.raises(BudgetError, match="radii"):
-        certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0.2, 0.1])
+    for bad in ([0.2, 0.1], [0.1, 0.0], [0.0, 0.0], [False], ["0.1"], [0.0, 1e-13]):
+        with pytest.raises(BudgetError, match="radii"):
+            certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=bad)
+
+
+def test_the_vote_is_decided_beside_the_radii():
+    x, y = examples(30, 5)
+    settings = SETTINGS | {"draws": 4000}
+    fixed = certify_examples(network(), x, y, Gaussian(0.3), **settings)
+    alone = certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0])
+    both = certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0, 0.2])
+    assert alone.draws().mean() < 0.2 * fixed.draws().mean()
+    for found in (alone, both):
+        assert abs(found.accuracy().value - fixed.accuracy().value) <= 0.1
+    assert both.accuracy(0.2).value < both.accuracy().value

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from stochade.certify.run import VOTE
 from stochade.cli.main import main
 from stochade.models.encoded import rate_coded
 from stochade.models.noisy import NoisyInput
@@ -131,6 +132,23 @@ def test_flips_of_one_encoding_each(tmp_path, capsys):
     lines = [json.loads(text) for text in (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()]
     assert {line["radius"] for line in lines} <= {0.0, 1.0, 2.0, 3.0}
     assert not (tmp_path / "run" / "attacks").exists()
+
+
+@pytest.mark.parametrize("radii", [["--radii", "0"], ["--radii", "0", "1"], []])
+def test_the_vote_itself_is_decided_draw_by_draw(radii, tmp_path, capsys):
+    """Flips of 0.001 hide none, so the default grid is the distance 0 alone."""
+    more = ["--flips", "0.001", "--sequential", "--no-attack", *radii, "--out", str(tmp_path / "run")]
+    main(["certify", f"{TARGET}:rate", *FAST, *more])
+    rows = capsys.readouterr().out.split("attacked, undecided right\n")[1].split("abstained")[0].splitlines()
+    lines = [json.loads(text) for text in (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()]
+    assert all(line["draws"] < 70 for line in lines)  # 10 + 60 are the fixed number
+    assert {line["radius"] for line in lines} <= {0.0, VOTE}
+    decided = sum(line["prediction"] == line["label"] for line in lines)
+    assert rows[0].split()[1] == f"{100 * decided / 6:.1f}"
+    assert any(line["prediction"] >= 0 for line in lines)
+    asked = json.loads((tmp_path / "run" / "certify.json").read_text())["radii"]
+    assert asked == [float(r) for r in radii[1:] or [0]]
+    assert "decided sequentially" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from stochade.randomness import identities, untouched
 
 SETTINGS, LINES = "certify.json", "certificates.jsonl"
 ABOVE = 1 + 1e-9  # "at distances below this" includes the distance that was asked for
+VOTE = 1e-12  # and, for distance 0, nothing else
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def certify_examples(
 
     Args:
         images, labels: as for `evaluate`. The rest as for `certify`.
-        radii: distances above 0; when given, each is decided with as few draws as that takes (`largest`) and `draws`
-            are the most; a certificate's radius is then just above the largest that is certified.
+        radii: rising distances; when given, each is decided with as few draws as that takes (`largest`) and `draws`
+            are the most; a certificate's radius is then just above the largest that is certified. At distance 0 the
+            vote itself is decided.
         out: folder of the run, held by one run at a time; a stopped run in it goes on, another one is refused. Its
             first example with draws is drawn once more, to see that the model is still the one of the run.
         meta: further facts for the records.
@@ -117,7 +119,7 @@ def certify_examples(
     check_alpha(alpha)
     check_draws(selection, draws, alpha)
     check_count(batch, "draws per forward (batch)")
-    asked = [r * ABOVE for r in check_radii(radii)] if radii else []
+    asked = just_above(radii)
     source = Source(images, labels, 1)
     config = {
         "schema": 1, "examples": len(source), "selection": selection, "draws": draws, "alpha": alpha, "batch": batch,
@@ -149,6 +151,14 @@ def certify_examples(
                     records.append(_told(done[-1]))
                 tick(1, f"certified {sum(line.right for line in done)} of {row + 1}")
     return Certified(done, config)
+
+
+def just_above(radii: Sequence[float]) -> list[float]:
+    """Radii that include the distances asked for; BudgetError unless those rise from 0 or more."""
+    zero = [VOTE] * (len(radii) > 0 and radii[0] == 0 and not isinstance(radii[0], bool))
+    rest = radii[len(zero) :]
+    above = [r * ABOVE for r in check_radii(rest)] if rest else []
+    return list(check_radii([*zero, *above])) if radii else []
 
 
 def _drawn(line: Line) -> tuple:

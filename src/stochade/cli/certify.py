@@ -52,7 +52,8 @@ class Certify:
     radii: tuple[float, ...] = ()
     """Distances of the table and of the attacks; default five up to what unanimous draws would prove."""
     sequential: bool = False
-    """Decide only these distances, each with as few draws as that takes; --draws is the most."""
+    """Decide only these distances, each with as few draws as that takes; --draws is the most. 0 is the vote itself;
+    where --radii leave it out, its row counts what the smallest of them proves."""
     no_attack: bool = False
     """Leave the attacks out."""
     attack_draws: int = 500
@@ -109,7 +110,7 @@ class Certify:
         found = certify_examples(
             model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
             batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
-            radii=[r for r in radii if r > 0] if self.sequential else (),
+            radii=(sorted(set(self.radii)) or radii) if self.sequential else (),
             show_progress=not self.quiet, meta=target.about | facts,
         )  # fmt: skip
         records, reason = None, ""
