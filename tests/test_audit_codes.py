@@ -100,6 +100,37 @@ def test_a_gradient_of_zero_is_found_and_random_flips_do_as_well():
     assert "letter" not in next(f.title for f in result.findings if f.check == "zero-gradient")
 
 
+class Turned(nn.Module):
+    """A linear network of codes whose gradient points the other way."""
+
+    scope = "none"
+
+    def __init__(self, sign: float, pixels: int = 24):
+        super().__init__()
+        self.sign = sign
+        self.weight = torch.randn(pixels, 3, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, z):
+        z = z.detach() + self.sign * (z - z.detach())
+        return z.flatten(2).mean(1) @ self.weight
+
+
+@cache
+def turned(sign: float) -> Audit:
+    model, x = Encoded(SignedRate(4, 0.45), Turned(sign)), images(60, pixels=24, seed=5)
+    return audit(model, x, labels(model, x), Flips(3, "signed"), effort=SMALL, draws=4, show_progress=False)
+
+
+def test_a_gradient_of_the_wrong_sign_is_found():
+    """Every step then makes the label likelier: accuracy rises, and flips that are drawn blindly do better."""
+    right, wrong = turned(1.0), turned(-1.0)
+    assert "masking" not in found(right).values()
+    assert found(wrong)["label-leaking"] == "masking"
+    assert found(wrong)["random-flips-do-as-well"] == "incomplete"
+    assert wrong.records.score("sea").value == 1.0 > wrong.records.score("clean").value
+    assert right.found.value == 0.0 < wrong.found.value
+
+
 def test_averages_are_over_the_networks_own_noise():
     quiet, noisy = audited(), audited(noise=0.4)
     assert not quiet.probes["network_random"]
