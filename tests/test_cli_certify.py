@@ -131,7 +131,29 @@ def test_flips_of_one_encoding_each(tmp_path, capsys):
     assert "flips" in told
     lines = [json.loads(text) for text in (tmp_path / "run" / "certificates.jsonl").read_text().splitlines()]
     assert {line["radius"] for line in lines} <= {0.0, 1.0, 2.0, 3.0}
+    rows = told.split("attacked, undecided right\n")[1].split("abstained")[0].splitlines()
+    assert len(rows) == 2
+    assert all(row.count("[") == 3 for row in rows)  # certified, attacked, attacked with undecided votes right
+    assert "an attack leaves less than is certified" not in told
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "attacked, undecided votes right" in page
+    assert "One encoding of each image is certified and attacked" in page
+    records = sorted((tmp_path / "run" / "attacks" / "records").rglob("*.parquet"))
+    before = [path.read_bytes() for path in records]
+    assert len(records) == 4
+    records[-1].unlink()  # as a stopped run left it
+    main(["certify", f"{TARGET}:rate", *FAST, *more])
+    assert [path.read_bytes() for path in records] == before
+
+
+def test_flips_that_are_not_attacked(tmp_path, capsys):
+    """Flips of 0.001 hide none."""
+    main(["certify", f"{TARGET}:rate", *FAST, "--flips", "0.001", "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().out
+    assert "not attacked" in told
+    assert "no distance above 0" in told
     assert not (tmp_path / "run" / "attacks").exists()
+    assert "Nothing here bounds the vote" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("radii", [["--radii", "0"], ["--radii", "0", "1"], []])
@@ -164,6 +186,7 @@ def test_the_vote_itself_is_decided_draw_by_draw(radii, tmp_path, capsys):
         (["rate", *FAST, "--radii", "-1"], "at least 0"),
         (["rate", *FAST, "--batch", "0"], "--batch"),
         (["rate", *FAST, "--flips", "2"], "[0, 1]"),
+        (["rate", *FAST, "--flips", "0.1", "--radii", "1.5"], "whole numbers of flips"),
         (["rate", *FAST, "--flips", "0.1", "--sigma", "0.1"], "without --sigma"),
         (["plain", *FAST, "--flips", "0.1"], "encoder"),
         (["own", *FAST, "--sigma", "0.1"], "independent"),

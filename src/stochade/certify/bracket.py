@@ -10,8 +10,10 @@ from stochade.attacks import L0, L1, L2, Linf
 from stochade.attacks.descent import PGD
 from stochade.attacks.gradients import Backprop
 from stochade.attacks.objectives import cross_entropy, margin
+from stochade.certify.bracket_codes import attacked_codes, attacks_on_codes
 from stochade.certify.choose import as_attacked
 from stochade.certify.confidence import check_alpha, vote_decided
+from stochade.certify.flips import FlipNoise
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError
 from stochade.evaluate import Estimate, Records, evaluate, intervals
@@ -39,15 +41,32 @@ def attacks_at(norm: str, radii: Sequence[float], steps: int = 20, draws: int = 
     }  # fmt: skip
 
 
+def attacks_on(smoothing: Smoothing, radii: Sequence[float], steps: int = 20) -> dict[str, Any]:
+    """The attacks that bracket a certificate at these distances: on codes for flip noise, else on images. Raises as
+    `attacks_on_codes` and `attacks_at`."""
+    if isinstance(smoothing, FlipNoise):
+        return attacks_on_codes(smoothing.alphabet, radii, steps)
+    return attacks_at(smoothing.norm, radii, steps)
+
+
 def attacked(
     model: Model, smoothing: Smoothing, images: Any, labels: Any, radii: Sequence[float], *, draws: int = 100,
     steps: int = 20, seed: int = 0, out: str | Path | None = None, device: str = "cpu", show_progress: bool = True,
     workers: int = 0, chunk: int = 100, meta: dict | None = None,
 ) -> Records:  # fmt: skip
-    """Records of the randomised classifier under `attacks_at`, with as many scoring draws as PREDICT takes."""
-    attacks = attacks_at(smoothing.norm, radii, steps)
+    """Records of the randomised classifier under `attacks_on`, with as many scoring draws as PREDICT takes.
+
+    Args:
+        images: what is certified: images, or for flip noise codes, with the network behind the encoder as `model`.
+    """
+    attacks, noisy = attacks_on(smoothing, radii, steps), as_attacked(model, smoothing)
+    if isinstance(smoothing, FlipNoise):
+        return attacked_codes(
+            noisy, smoothing, images, labels, attacks, draws=draws, seed=seed, out=out, device=device,
+            show_progress=show_progress, workers=workers, chunk=chunk, meta=meta,
+        )  # fmt: skip
     return evaluate(
-        as_attacked(model, smoothing), images, labels, attacks, draws=draws, seed=seed, out=out, device=device,
+        noisy, images, labels, attacks, draws=draws, seed=seed, out=out, device=device,
         show_progress=show_progress, workers=workers, chunk=chunk, meta=meta,
     )  # fmt: skip
 

@@ -36,8 +36,9 @@ class Certify:
     """Add Gaussian noise of this standard deviation; default: the model's own noise (its encoder's, or its
     input's)."""
     flips: tuple[float, ...] = ()
-    """Certify the network behind the encoder against flips, for one encoding of each image: noise changes a 0 with
-    the first probability and a spike with the second (or the first)."""
+    """Certify and attack the network behind the encoder in flips, for one encoding of each image: noise changes a 0
+    with the first probability and a spike with the second (or the first). Distances count flips in the whole code.
+    """
     norm: str | None = None
     """Of the distances. Default l2 for Gaussian noise, l1 for rate codes (which know linf, and l2, l0 with a
     floor)."""
@@ -73,7 +74,7 @@ class Certify:
     images: OmitArgPrefixes[common.DataOptions] = field(default_factory=common.DataOptions)
 
     def run(self) -> None:
-        from stochade.certify.bracket import attacked, attacks_at, bracketed, upper_bounds
+        from stochade.certify.bracket import attacked, attacks_on, bracketed, upper_bounds
         from stochade.certify.choose import smoothing_of
         from stochade.certify.confidence import check_alpha, check_draws
         from stochade.certify.run import certify_examples, grid
@@ -96,9 +97,11 @@ class Certify:
         else:
             model, smoothing = smoothing_of(target.model, self.sigma, self.norm)
         radii = sorted({0.0, *self.radii}) if self.radii else grid(smoothing, self.draws, self.alpha)
-        attack = not self.no_attack and smoothing.norm != "l0"
+        attack, reason = not self.no_attack and (smoothing.norm != "l0" or bool(self.flips)), ""
+        if attack and not self.radii and radii == [0.0]:
+            attack, reason = False, "no distance above 0 can be certified with this noise and so many draws"
         if attack:
-            attacks_at(smoothing.norm, radii, self.steps)
+            attacks_on(smoothing, radii, self.steps)
         images, labels, facts = common.load_images(self.images, target.data, self.seed)
         if self.flips:
             images, labels = encoded(target.model, images, labels, self.seed, self.device)
@@ -113,7 +116,7 @@ class Certify:
             radii=(sorted(set(self.radii)) or radii) if self.sequential else (),
             show_progress=not self.quiet, meta=target.about | facts,
         )  # fmt: skip
-        records, reason = None, ""
+        records = None
         if attack:
             try:
                 records = attacked(

@@ -44,6 +44,8 @@ def page(found: Certified, records: Records | None, command: str, provenance: di
             "Attacked: the vote's accuracy under attacks of that distance on the randomised classifier, an undecided "
             "vote counted as an error; its upper end counts undecided votes as right and takes the limit of the "
             "interval. The truth about the vote lies between the certified accuracy and that upper end.",
+            *(["One encoding of each image is certified and attacked; distances count flips in its whole code."]
+              if meta["smoothing"]["smoothing"] == "FlipNoise" else []),
         ],
         tables=[
             Table(
