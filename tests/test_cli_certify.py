@@ -1,5 +1,6 @@
 """`stochade certify` from the shell's side: a run, its page, going on, and one line for every mistake."""
 
+import importlib
 import json
 
 import pytest
@@ -144,6 +145,32 @@ def test_flips_of_one_encoding_each(tmp_path, capsys):
     records[-1].unlink()  # as a stopped run left it
     main(["certify", f"{TARGET}:rate", *FAST, *more])
     assert [path.read_bytes() for path in records] == before
+
+
+@pytest.mark.parametrize("more", [["--sigma", "0.3"], ["--flips", "0.1", "--radii", "1"]])
+@pytest.mark.parametrize("moment", ["bracket.attacked", "write"])
+def test_a_second_run_is_refused_while_the_first_one_attacks(more, moment, tmp_path, capsys, monkeypatch):
+    """And while it writes its page; afterwards the folder is free."""
+    command = ["certify", f"{TARGET}:rate", *FAST, *more, "--out", str(tmp_path / "run")]
+    place = f"stochade.certify.{moment}" if moment != "write" else "stochade.report.certificates.write"
+    package, _, name = place.rpartition(".")
+    first, told = getattr(importlib.import_module(package), name), []
+
+    def second(*arguments, **options):
+        monkeypatch.setattr(place, first)
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 2
+        told.append(capsys.readouterr().err)
+        return first(*arguments, **options)
+
+    monkeypatch.setattr(place, second)
+    main(command)
+    (error,) = told
+    assert "another run is writing here" in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    main(command)
 
 
 def test_flips_that_are_not_attacked(tmp_path, capsys):

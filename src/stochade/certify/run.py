@@ -7,7 +7,7 @@ OUT/provenance.json       versions, hardware, revision
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def certify_examples(
     model: Model, images: Any, labels: Any, smoothing: Smoothing, *, selection: int = 100, draws: int = 100_000,
     alpha: float = 0.001, batch: int = 1000, seed: int = 0, out: str | Path | None = None, device: str = "cpu",
     independent: bool = False, radii: Sequence[float] = (), show_progress: bool = True, meta: dict | None = None,
+    held: ExitStack | None = None,
 ) -> Certified:  # fmt: skip
     """`certify` over a data set, with records.
 
@@ -111,6 +112,8 @@ def certify_examples(
         out: folder of the run, held by one run at a time; a stopped run in it goes on, another one is refused. Its
             first example with draws is drawn once more, to see that the model is still the one of the run.
         meta: further facts for the records.
+        held: keeps other runs out of `out` until it closes, for what else is written there; None: until the last
+            certificate.
 
     Raises:
         RecordsError: `out` holds another run, one of another model, or damaged lines, or is being written to. Else as
@@ -139,7 +142,8 @@ def certify_examples(
 
     run = nullcontext(Lines[Line](Path(), [])) if out is None else taken_up(Path(out), SETTINGS, LINES, config, _line)
     label = f"certifying, {'at most ' if asked else ''}{selection + draws} draws each"
-    with run as records, untouched(model):
+    with ExitStack() as own, untouched(model):
+        records = (own if held is None else held).enter_context(run)
         done = list(records.found)
         kept = next((line for line in done if line.certificate.draws), None)
         if kept is not None:

@@ -1,5 +1,6 @@
 """`stochade certify`: what is proven about a randomised classifier's vote, beside what attacks leave of it."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -110,26 +111,28 @@ class Certify:
             self._cost(model, smoothing, images, labels)
             return
         out = self.out or Path("runs") / f"certify-{common.file_name(self.target)}"
-        found = certify_examples(
-            model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
-            batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
-            radii=(sorted(set(self.radii)) or radii) if self.sequential else (),
-            show_progress=not self.quiet, meta=target.about | facts,
-        )  # fmt: skip
-        records = None
-        if attack:
-            try:
-                records = attacked(
-                    model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps,
-                    seed=self.seed, out=out / "attacks", device=self.device, show_progress=not self.quiet,
-                    meta=target.about | facts,
-                )  # fmt: skip
-            except RecordsError:  # another run's attacks in this folder
-                raise
-            except (StochadeError, RuntimeError) as problem:  # the certificates hold all the same
-                reason = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no reason given'])[0]}"
-        with progress("writing the page", shown=not self.quiet):
-            where = write(found, records, out / "report.html", common.repeated("certify", self), provenance(), reason)
+        with ExitStack() as held:  # the attacks and the page are of this run too
+            found = certify_examples(
+                model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
+                batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
+                radii=(sorted(set(self.radii)) or radii) if self.sequential else (),
+                show_progress=not self.quiet, meta=target.about | facts, held=held,
+            )  # fmt: skip
+            records = None
+            if attack:
+                try:
+                    records = attacked(
+                        model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps,
+                        seed=self.seed, out=out / "attacks", device=self.device, show_progress=not self.quiet,
+                        meta=target.about | facts,
+                    )  # fmt: skip
+                except RecordsError:  # another run's attacks in this folder
+                    raise
+                except (StochadeError, RuntimeError) as problem:  # the certificates hold all the same
+                    reason = f"{type(problem).__name__}: {(str(problem).splitlines() or ['no reason given'])[0]}"
+            with progress("writing the page", shown=not self.quiet):
+                again = common.repeated("certify", self)
+                where = write(found, records, out / "report.html", again, provenance(), reason)
         left = {} if records is None else upper_bounds(records, self.alpha)
         above = {} if records is None else upper_bounds(records, self.alpha, undecided=True)
         print(f"{target.name} on {facts['data']}: {len(found)} examples, alpha {self.alpha:g} each, {smoothing.unit}")
