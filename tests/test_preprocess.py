@@ -118,6 +118,11 @@ def test_sizes_and_places_are_uniform_over_whole_numbers():
     assert widths.unique().tolist() == list(range(3, 10))
     tops = out.amax(2).argmax(1)[heights == 10]
     assert chisquare(np.bincount(tops.numpy(), minlength=3)).pvalue > 1e-6
+    least = (heights == 4) & (widths == 3)  # 9 x 7 places, each as likely as the others
+    pairs = 7 * out.amax(2).argmax(1)[least] + out.amax(1).argmax(1)[least]
+    assert chisquare(np.bincount(pairs.numpy(), minlength=63)).pvalue > 1e-6
+    sizes = RandomResizePad((1, 8, 6), 0.7, 1)(torch.ones(500, 1, 8, 6))[:, 0].amax(2).round().sum(1)
+    assert sizes.min() == 6  # round(5.6)
     assert np.corrcoef(heights.numpy(), widths.numpy())[0, 1] > 0.97
     x = torch.rand(3, 1, 8, 6)
     torch.testing.assert_close(RandomResizePad((1, 8, 6), 1, 1)(x), x)

@@ -88,11 +88,10 @@ def placed(x: Tensor, size: Tensor, corner: Tensor, canvas: tuple[int, int]) -> 
     Returns: [N, C, *canvas].
     """
     inside, grid = [], []
-    for axis, side in enumerate(x.shape[2:]):
+    for axis in range(2):
         at = torch.arange(canvas[axis], device=x.device) - corner[:, axis, None]
         inside.append((at >= 0) & (at < size[:, axis, None]))
         grid.append((at + 0.5) / size[:, axis, None] * 2 - 1)
-        grid[-1] = grid[-1].clamp(1 / side - 1, 1 - 1 / side)  # the outermost pixels' centres: edges are repeated
     shape = (len(x), *canvas)
     points = torch.stack([grid[1][:, None, :].expand(shape), grid[0][:, :, None].expand(shape)], 3).to(x.dtype)
     out = F.grid_sample(x, points, mode="bilinear", padding_mode="border", align_corners=False)
