@@ -6,7 +6,8 @@ program for each class that could win (`exact_encoding`, `exact_milp`).
 "robust" covers two networks at once: the one of real arithmetic with the stored parameters, and the one that a
 computer evaluates in the images' own precision, whatever the order of its sums and with or without fused operations
 (reduced-precision modes such as TF32, and convolutions by transforms, are not covered). Sums of +-1 are integers and
-exact in both. Where rounding could turn a sign, both signs are allowed. It rests on HiGHS being right about
+exact in both. Where rounding or underflow could turn a sign, both signs are allowed (numbers must underflow
+gradually, as they do unless `torch.set_flush_denormal` says otherwise). It rests on HiGHS being right about
 infeasibility, with margins far above its tolerances. "broken" comes with an image that the model itself was run on.
 Whatever is neither is "unknown", with the reason.
 
@@ -169,19 +170,19 @@ def largest_robust(
 
 def _encoding(x: Tensor, threat: Threat | None, unit: float) -> Encoding:
     """What each pixel may become. A linf box is widened by `WIDENED`, so that it holds what attacks call allowed."""
-    pixels = x[0].double().flatten().numpy()
+    pixels, tiny = x[0].double().flatten().numpy(), torch.finfo(x.dtype).tiny
     groups = np.arange(len(pixels))
     if isinstance(threat, L0):
         if threat.per == "pixel" and x.dim() == 4:
             groups = groups % math.prod(x.shape[2:])
         low, high = np.minimum(pixels, 0.0), np.maximum(pixels, 1.0)
         budget = int(min(threat.size, len(pixels)))
-        return Encoding(pixels, low, high, budget if budget < len(np.unique(groups)) else None, groups, unit)
+        return Encoding(pixels, low, high, budget if budget < len(np.unique(groups)) else None, groups, unit, tiny)
     if threat is None:
-        return Encoding(pixels, pixels, pixels, None, groups, unit)
+        return Encoding(pixels, pixels, pixels, None, groups, unit, tiny)
     reach = min(threat.size, 1.0) + WIDENED
     low, high = np.clip(pixels - reach, 0.0, 1.0), np.clip(pixels + reach, 0.0, 1.0)
-    return Encoding(pixels, np.minimum(low, pixels), np.maximum(high, pixels), None, groups, unit)
+    return Encoding(pixels, np.minimum(low, pixels), np.maximum(high, pixels), None, groups, unit, tiny)
 
 
 def _points(x: Tensor, threat: Threat) -> Tensor:

@@ -19,6 +19,8 @@ from stochade.certify.exact_fold import Norm, Relu
 from stochade.certify.exact_layers import Op, Pool, Step, Sum
 from stochade.certify.intervals import Base, State, bounds
 
+_BEYOND = 1e30  # ends of a cut beyond every sum
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -45,16 +47,18 @@ class Encoding:
 
     Args:
         x: [D] pixels. low, high: [D] what each may become. budget: how many groups may change; None: all.
-        groups: [D] pixels that count as one. unit: unit roundoff of the network's numbers.
+        groups: [D] pixels that count as one. unit, tiny: unit roundoff and smallest normal one of the network's
+            numbers.
     """
 
     def __init__(
-        self, x: np.ndarray, low: np.ndarray, high: np.ndarray, budget: int | None, groups: np.ndarray, unit: float
-    ):
+        self, x: np.ndarray, low: np.ndarray, high: np.ndarray, budget: int | None, groups: np.ndarray, unit: float,
+        tiny: float,
+    ):  # fmt: skip
         self.low, self.high = list(low), list(high)
         self.binary = [False] * len(x)
         self.demands: list[Demand] = []
-        self.unit, self.pixels, self.open, self.units = unit, len(x), 0, 0
+        self.unit, self.tiny, self.pixels, self.open, self.units = unit, tiny, len(x), 0, 0
         self.image, self.groups, self.budget = x, groups, budget
         self.base = Base(np.arange(len(x)), low, high, x, groups, budget)
         self.changes: dict[int, int] = {}
@@ -107,17 +111,19 @@ class Encoding:
         return self._step(part, state) if isinstance(part, Step) else self._pool(part, state)
 
     def _sum(self, part: Sum, state: State) -> State:
-        """A float sum of n products errs by at most n u / (1 - n u) times their absolute sum, in any order."""
+        """A float sum of n products errs by at most n u / (1 - n u) times their absolute sum, in any order, and by
+        what n products and n additions lose below the smallest normal number."""
         low, high = bounds(state)
         size = np.maximum(np.abs(low), np.abs(high)) + state.error
         absolute = abs(part.matrix)
         total = absolute @ size + np.abs(part.shift)
-        count = absolute.astype(bool).astype(np.float64) @ (size > 0) + 2
+        products = absolute.astype(bool).astype(np.float64) @ (size > 0)
+        count = products + 2
         integers = bool((part.matrix.data % 1 == 0).all() and (part.shift % 1 == 0).all())
         whole = state.whole and integers and bool((total < 0.25 / self.unit).all())
         error = absolute @ state.error
         if not (whole or part.exact):
-            error = error + count * self.unit / (1 - count * self.unit) * total
+            error = error + count * self.unit / (1 - count * self.unit) * total + 2 * self.tiny * products
         matrix = sparse.csr_array(part.matrix @ state.matrix)
         return State(matrix, part.matrix @ state.shift + part.shift, error, state.base, (), whole)
 
@@ -125,10 +131,13 @@ class Encoding:
         low, high = bounds(state)
         size = np.maximum(np.abs(low), np.abs(high)) + state.error
         exact = all(abs(g) == 1 and m == 0 and q == 1 and b == 0 for g, m, q, b in part.table)
-        numbers = np.array([(float(g) / float(q) ** 0.5, float(m), float(b)) for g, m, q, b in part.table])
-        scale, mean, beta = numbers[part.index].T
+        numbers = np.array([(float(g) / float(q) ** 0.5, float(m), float(b), float(g)) for g, m, q, b in part.table])
+        scale, mean, beta, gamma = numbers[part.index].T
         total = np.abs(scale) * (size + np.abs(mean)) + np.abs(beta)
-        error = np.abs(scale) * state.error + (0 if exact else 16 * self.unit) * total
+        error = np.abs(scale) * state.error
+        if not exact:
+            lost = 4 * self.tiny * (1 + size + np.abs(mean) + np.abs(gamma))  # by underflow, as in `exact_fold`
+            error = error + 16 * self.unit * total + np.where((size > 0) | (mean != 0), lost, 0.0)
         matrix = sparse.csr_array(sparse.diags_array(scale) @ state.matrix)
         return State(matrix, scale * (state.shift - mean) + beta, error, state.base, (), state.whole and exact)
 
@@ -188,7 +197,8 @@ class Encoding:
         gate = self.column(0, 1, binary=True)
         columns, row = _row(state, i)
         shift, error = float(state.shift[i]), float(state.error[i])
-        if not row.any():  # a fixed sum inside the band of its threshold: free to be either
+        free = cuts.low[i] <= -_BEYOND and cuts.high[i] >= _BEYOND
+        if free or not row.any():  # any value, or a fixed sum inside the band of its threshold, may be either
             return gate
         if state.whole:
             grain = float(np.gcd.reduce(np.abs(row).astype(np.int64)))

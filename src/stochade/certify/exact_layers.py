@@ -102,7 +102,7 @@ class _Value:
 class _Reader:
     def __init__(self, model: nn.Module, graph: fx.Graph, shape: tuple[int, ...], dtype: torch.dtype):
         self.modules, self.model, self.dtype = dict(model.named_modules()), model, dtype
-        self.unit = Fraction(torch.finfo(dtype).eps) / 2
+        self.unit, self.tiny = Fraction(torch.finfo(dtype).eps) / 2, Fraction(torch.finfo(dtype).tiny)
         self.shape, self.ops, self.known = shape, [], {}
         self.graph = graph
 
@@ -274,12 +274,16 @@ class _Reader:
         numbers = [[Fraction(v) for v in self._numbers(t).tolist()] for t in tensors]
         eps = Fraction(float(layer.eps))
         table = tuple((g, m, v + eps, b) for g, m, v, b in zip(*numbers, strict=True))
+        least = min(q for _, _, q, _ in table)
+        if least < self.tiny:
+            raise ModelError("variances above 0 in a batch norm, eps added", f"{float(least)}")
         index = np.repeat(np.arange(count), math.prod(value.shape[1:]))
         return _Value(value.at, value.shape, (*value.chain, Norm(table, index)))
 
     def _step(self, value: _Value, cut: Cut, values: tuple[float, float]) -> _Value:
         units = math.prod(value.shape)
-        return self._add(Step(fold(cut, value.chain, units, self.unit), values), (value.at,), value.shape)
+        cuts = fold(cut, value.chain, units, self.unit, self.tiny)
+        return self._add(Step(cuts, values), (value.at,), value.shape)
 
     def settled(self, value: _Value) -> _Value:
         """The value with its waiting maps as operations of their own."""

@@ -34,9 +34,14 @@ _IN_PLACE = (
 
 
 def check_layers(model: nn.Module) -> None:
-    """ModelError for random layers, hooks, forwards that are swapped, and calls under autocast."""
+    """ModelError for random layers, hooks, forwards that are swapped, and calls under autocast or where differences
+    of small numbers become 0."""
     if torch.is_autocast_enabled("cpu"):
         raise ModelError("sums in the images' own precision", "autocast", "leave torch.autocast first")
+    if float(torch.full((1,), torch.finfo(torch.float32).tiny) / 2) == 0:
+        raise ModelError(
+            "numbers that underflow gradually", "small ones flushed to zero", "torch.set_flush_denormal(False)"
+        )
     if torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks:
         raise ModelError(
             "layers without hooks", "a hook on all modules", "remove it: it may change what a layer gives"
