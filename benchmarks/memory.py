@@ -89,13 +89,13 @@ def job(name: str) -> Callable[[nn.Module, Tensor, Tensor], object]:
     """What a name stands for."""
     from stochade.attacks import PGD, parse_threat
     from stochade.attacks.fooled import confirm
-    from stochade.evaluate.unit import _draw
+    from stochade.evaluate.unit import draw_logits
 
     table = gradients()
     if name == FLOOR:
         return one_pass
     if name == "scoring, 100 draws":
-        return lambda model, x, y: _draw(model, x, 100, 0)
+        return lambda model, x, y: draw_logits(model, x, 100, 0)
     if name == "leaving test, 60 draws":  # no draw misses a class that does not exist, so all go on to the end
         return lambda model, x, y: confirm(model, x, torch.full_like(y, 10), None, 0, 60, True)
     if name in table:

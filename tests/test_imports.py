@@ -89,6 +89,18 @@ def test_nothing_mentions_torchvision():
     assert not [p for p in ROOT.rglob("*.py") if "import torchvision" in p.read_text()]
 
 
+def test_what_another_module_uses_has_a_public_name():
+    private = {
+        f"{path.relative_to(ROOT)} imports {alias.name} of {node.module}"
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stochade")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    }
+    assert private == set()
+
+
 def test_files_stay_small():
     """A file is one idea: about 300 lines, 400 at the most."""
     long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in ROOT.rglob("*.py")}

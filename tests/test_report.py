@@ -14,7 +14,7 @@ from stochade.audit.result import Audit
 from stochade.evaluate.records import Records
 from stochade.report import build
 from stochade.report.figures import curves, probes
-from stochade.report.html import _asset
+from stochade.report.html import asset
 from stochade.report.rows import (
     interval_text,
     members_of,
@@ -113,7 +113,7 @@ def test_nothing_reaches_outside(source, page):
                 name,
                 value[:90],
             )
-    ours = _asset("page.css") + _asset("page.js") + _asset("page.html")
+    ours = asset("page.css") + asset("page.js") + asset("page.html")
     assert not re.search(r"https?:|\bfetch\(|XMLHttpRequest|@import|import\(|\burl\(|sendBeacon|WebSocket", ours)
     policy = next(a["content"] for t, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy

@@ -16,7 +16,7 @@ from stochade.audit.result import Audit
 from stochade.errors import RecordsError
 from stochade.evaluate.records import Records
 from stochade.report import build, summary
-from stochade.report.html import _asset, _jsonable
+from stochade.report.html import asset, jsonable
 from stochade.report.pictures import gallery, png
 from stochade.report.rows import (
     budget_text,
@@ -155,7 +155,7 @@ def test_numbers_are_written_plainly():
     ]  # fmt: skip
     assert [passes(v) for v in (None, 0.0, 2.5, 58.74, 800.0)] == ["–", "0", "2.5", "59", "800"]
     assert percent(None) == "–"
-    assert _jsonable({"a": [np.float32("nan"), np.int64(2), np.inf]}) == {"a": [None, 2, None]}
+    assert jsonable({"a": [np.float32("nan"), np.int64(2), np.inf]}) == {"a": [None, 2, None]}
 
 
 def _row(source: str, name: str) -> str:
@@ -194,7 +194,7 @@ def _contrast(first: str, second: str) -> float:
 
 
 def test_contrast_meets_aa_in_light_and_dark():
-    light, dark = [_tones(b) for b in re.findall(r":root[^{]*\{(.*?)\}", _asset("page.css"), re.S)[:2]]
+    light, dark = [_tones(b) for b in re.findall(r":root[^{]*\{(.*?)\}", asset("page.css"), re.S)[:2]]
     assert set(light) == set(dark)
     for tones in (light, dark):
         named = ("ink", "quiet", "clean", "published", "claimed", "found", "single", "vote", "all", "focus")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import Ball
 from stochade.attacks.base import Attack
-from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.gradients import Model, check_whole
 from stochade.attacks.objectives import margin
 from stochade.attacks.space import Candidate, variations, views
 from stochade.errors import GradientError
@@ -101,8 +101,8 @@ def search_attacks(
     Raises:
         BudgetError: a budget too small to try anything.
     """
-    _whole(passes, "passes", 100)
-    _whole(winners, "winners")
+    check_whole(passes, "passes", 100)
+    check_whole(winners, "winners")
     random = scope_of(model) != "none" if random is None else random
     run = _Run(model, x, y, threat, random, seed, report)
     shares, draws = [round(passes * share) for share in SHARES], 4 if random else 1

@@ -8,7 +8,7 @@ from stochade.attacks.adaptive import search_attacks, worth_attacking
 from stochade.attacks.ball import Ball, Threat
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.flips import refuse_codes
-from stochade.attacks.gradients import _whole
+from stochade.attacks.gradients import check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.suites import Suite
 from stochade.errors import BudgetError
@@ -39,8 +39,8 @@ class Adaptive(Attack):
             raise BudgetError("a threat such as Linf(0.3)", repr(self.threat), "pass threat=Linf(eps), L2(eps) ...")
         refuse_codes(self.threat, "the adaptive search")
         for name in ("examples", "final", "winners"):
-            _whole(getattr(self, name), name)
-        _whole(self.passes, "passes", 100)
+            check_whole(getattr(self, name), name)
+        check_whole(self.passes, "passes", 100)
 
     def cost(self) -> tuple[int, int]:
         total = self.passes + self.winners * self.final

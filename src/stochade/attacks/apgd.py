@@ -10,7 +10,7 @@ from torch import Tensor
 from stochade.attacks.ascent import ASCENTS, Ascent
 from stochade.attacks.ball import Ball
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, dlr, margin
 from stochade.attacks.threats import L1, L2, Linf, Threat
@@ -58,8 +58,8 @@ class APGD(Attack):
     def __post_init__(self):
         if not isinstance(self.threat, Linf | L2 | L1):
             raise BudgetError("Linf, L2 or L1 for auto-PGD", repr(self.threat), "for L0 try SigmaZero")
-        _whole(self.steps, "steps")
-        _whole(self.restarts, "restarts")
+        check_whole(self.steps, "steps")
+        check_whole(self.restarts, "restarts")
         if isinstance(self.rho, bool) or not isinstance(self.rho, int | float) or not 0 <= self.rho <= 1:
             raise BudgetError("rho in [0, 1]", repr(self.rho), "0.75 is usual")
         if not callable(self.gradient) or not callable(self.objective):
@@ -183,7 +183,7 @@ class APGDTargeted(APGD):
 
     def __post_init__(self):
         super().__post_init__()
-        _whole(self.targets, "targets")
+        check_whole(self.targets, "targets")
 
     def _runs(self) -> int:
         return self.targets * self.restarts

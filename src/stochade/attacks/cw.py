@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.minimal import ROUNDS, Book, Clipped, check_norm
 from stochade.attacks.objectives import margin
 from stochade.attacks.threats import Threat
@@ -72,7 +72,7 @@ class CW(Attack):
     def __post_init__(self):
         check_norm(self.threat, ("linf", "l0", "l2"), "Carlini-Wagner")
         for name in ("steps", "search_steps", "votes"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         for name, least in (("rate", 0), ("initial", 0), ("kappa", -1e-300)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least < value < float("inf"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from stochade.attacks.apgd import likely
 from stochade.attacks.ball import Ball, like
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.hyperplane import dual_norm
 from stochade.attacks.linearised import shortest, slopes
 from stochade.attacks.minimal import FIRM, ROUNDS, Book, check_norm
@@ -59,9 +59,9 @@ class DeepFool(Attack):
 
     def __post_init__(self):
         check_norm(self.threat, ("linf", "l2"), "DeepFool")
-        _whole(self.steps, "steps")
-        _whole(self.classes, "classes", 2)
-        _whole(self.votes, "votes")
+        check_whole(self.steps, "steps")
+        check_whole(self.classes, "classes", 2)
+        check_whole(self.votes, "votes")
         if not (isinstance(self.overshoot, int | float) and 0 <= self.overshoot < float("inf")):
             raise BudgetError("overshoot >= 0", repr(self.overshoot), "0.02 is usual")
         if not callable(self.gradient):

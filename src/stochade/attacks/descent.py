@@ -13,7 +13,7 @@ from torch import Tensor
 from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.flips import refuse_queries
-from stochade.attacks.gradients import Backprop, Gradient, Model, _whole, check_logits
+from stochade.attacks.gradients import Backprop, Gradient, Model, check_logits, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, least_likely
 from stochade.attacks.threats import Ball, Linf, Threat
@@ -72,8 +72,8 @@ class Descent(Attack):
                 repr(self.threat),
                 "pass threat=Linf(eps), L2(eps), L1(eps) or L0(k)",
             )
-        _whole(self.steps, "steps")
-        _whole(self.restarts, "restarts")
+        check_whole(self.steps, "steps")
+        check_whole(self.restarts, "restarts")
         if self.step_size is not None and not (isinstance(self.step_size, int | float) and self.step_size > 0):
             raise BudgetError("step_size > 0 or None", repr(self.step_size), "None means 2.5 * budget / steps")
         if self.momentum is not None and not 0 <= self.momentum < float("inf"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, Pass, _whole
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, Pass, check_whole
 from stochade.attacks.objectives import Objective
 from stochade.errors import BudgetError
 from stochade.nn.discrete import scope_of
@@ -135,9 +135,9 @@ class Averaged(Around):
     tile: int = field(default=TILE, repr=False)
 
     def __post_init__(self):
-        _whole(self.least, "least", 2)  # one draw has no variance
-        _whole(self.most, "most", self.least)
-        _whole(self.tile, "tile")
+        check_whole(self.least, "least", 2)  # one draw has no variance
+        check_whole(self.most, "most", self.least)
+        check_whole(self.tile, "tile")
         number = isinstance(self.snr, int | float) and not isinstance(self.snr, bool)
         if not (number and 0 < self.snr < float("inf")):
             raise BudgetError("snr > 0", repr(self.snr), "1 to 10 is usual")

@@ -9,7 +9,7 @@ from stochade.attacks.apgd import Towards, likely
 from stochade.attacks.ball import Ball, like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fooled import misses
-from stochade.attacks.gradients import Backprop, Gradient, Pass, _whole, check_logits
+from stochade.attacks.gradients import Backprop, Gradient, Pass, check_logits, check_whole
 from stochade.attacks.hyperplane import onto_hyperplane
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.minimal import ROUNDS, Book, check_norm, within
@@ -64,9 +64,9 @@ class FAB(Attack):
     def __post_init__(self):
         check_norm(self.threat, ("l1", "l2", "linf"), "FAB")
         for name in ("steps", "restarts", "votes"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         if self.targets is not None:
-            _whole(self.targets, "targets")
+            check_whole(self.targets, "targets")
         for name, low, high in (("alpha_max", 0, 1), ("eta", 1, 10), ("beta", 0, 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -12,7 +12,7 @@ from torch import Tensor
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.descent import PGD, Descent
 from stochade.attacks.flips import refuse_codes
-from stochade.attacks.gradients import Evolution, Gradient, _whole
+from stochade.attacks.gradients import Evolution, Gradient, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, margin
 from stochade.attacks.threats import Ball, Threat
@@ -65,7 +65,7 @@ class SPSA(Attack):
         if not isinstance(self.threat, Ball):
             raise BudgetError("a threat such as Linf(0.3)", repr(self.threat), "use Linf, L2, L1 or L0")
         refuse_codes(self.threat, "SPSA")
-        _whole(self.steps, "steps")
+        check_whole(self.steps, "steps")
         if self.rate is not None and not (isinstance(self.rate, int | float) and 0 < self.rate < float("inf")):
             raise BudgetError("rate > 0 or None", repr(self.rate), "0.01 is usual")
         if not callable(self.gradient) or not callable(self.objective):

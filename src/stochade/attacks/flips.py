@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import Ball, Threat
 from stochade.attacks.gradients import Evolution
-from stochade.attacks.sparse_balls import _top
+from stochade.attacks.sparse_balls import largest_mask
 from stochade.errors import BudgetError, ImagesError
 
 BINARY, SIGNED = (0.0, 1.0), (-1.0, 0.0, 1.0)
@@ -123,7 +123,7 @@ class Flips(Ball):
                 entering = self._per_unit(size.round().clamp_min(1), x)
             else:
                 entering = max(1, round(min(size, 1e9)))
-            fresh = _top(gain.masked_fill(present, -1), entering)
+            fresh = largest_mask(gain.masked_fill(present, -1), entering)
             gain = gain.masked_fill(~(present | fresh), -1)
         return self._written(x0, best, gain)
 
@@ -146,7 +146,7 @@ class Flips(Ball):
     def _written(self, x0: Tensor, letters: Tensor, score: Tensor) -> Tensor:
         """x0 with `letters` in the places of the budget's largest positive scores [units, entries]."""
         if self._each is not None or self.eps >= score.shape[1]:
-            return torch.where(_top(score, self._count(x0)).view_as(x0), letters, x0)
+            return torch.where(largest_mask(score, self._count(x0)).view_as(x0), letters, x0)
         top = score.topk(int(self.eps), 1)  # few places: a mask over all would cost more than finding them
         before = self._units(x0)
         new = torch.where(top.values > 0, self._units(letters).gather(1, top.indices), before.gather(1, top.indices))

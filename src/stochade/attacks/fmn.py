@@ -8,12 +8,12 @@ from torch import Tensor
 
 from stochade.attacks.ball import Ball, like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.hyperplane import dual_norm
 from stochade.attacks.linearised import first_guess, units
 from stochade.attacks.minimal import ROUNDS, Book, check_norm
 from stochade.attacks.objectives import margin
-from stochade.attacks.sparse_balls import L0, _top
+from stochade.attacks.sparse_balls import L0, largest_mask
 from stochade.attacks.threats import Threat
 from stochade.errors import BudgetError
 from stochade.randomness import Stream
@@ -58,7 +58,7 @@ class FMN(Attack):
     def __post_init__(self):
         check_norm(self.threat, ("l0", "l1", "l2", "linf"), "FMN")
         for name in ("steps", "classes", "votes"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         last = self.alpha_init if self.alpha_final is None else self.alpha_final
         for name, value in (("alpha_init", self.alpha_init), ("alpha_final", last)):
             if not (isinstance(value, int | float) and 0 < value < float("inf")):
@@ -134,5 +134,5 @@ def _inside(ball: Ball, x: Tensor, x0: Tensor, slope: Tensor) -> Tensor:
     if not isinstance(ball, L0):
         return ball.project(x, x0)
     x = x.clamp(0, 1)
-    keep = _top(ball._merge((slope * (x - x0)).abs()), ball._count())
+    keep = largest_mask(ball._merge((slope * (x - x0)).abs()), ball._count())
     return torch.where(ball._spread(keep, x), x, x0)

@@ -59,7 +59,7 @@ class Gradient(Protocol):
     ) -> Pass: ...
 
 
-def _whole(value: object, name: str, least: int = 1) -> int:
+def check_whole(value: object, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise BudgetError(f"a whole number {name} >= {least}", repr(value), f"pass {name}={20 if least else 0}, say")
     return value
@@ -86,7 +86,7 @@ def check_logits(logits: Tensor, count: int) -> Tensor:
     return logits
 
 
-def _objective(objective: Objective, logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+def objective_values(objective: Objective, logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
     return objective(logits, y) if targets is None else objective(logits, y, targets)
 
 
@@ -112,8 +112,8 @@ class Backprop:
     tile: int = field(default=TILE, repr=False)
 
     def __post_init__(self):
-        _whole(self.draws, "draws")
-        _whole(self.tile, "tile")
+        check_whole(self.draws, "draws")
+        check_whole(self.tile, "tile")
 
     @property
     def forwards(self) -> int:
@@ -142,8 +142,8 @@ class Backprop:
     def _once(self, model, x, y, objective, targets) -> tuple[Tensor, Tensor, Tensor]:
         leaf = x.detach().requires_grad_()
         logits = check_logits(model(leaf), len(x))
-        value = _objective(objective, logits, y, targets)
-        return value.detach().to(x.dtype), _differentiate(value.sum(), leaf), logits.detach()
+        value = objective_values(objective, logits, y, targets)
+        return value.detach().to(x.dtype), differentiate(value.sum(), leaf), logits.detach()
 
     def _looped(self, model, x, y, objective, targets) -> Pass:
         if self.draws == 1:  # nothing to add up: passes over the images cost as much as a small layer
@@ -169,8 +169,8 @@ class Backprop:
             d = min(per_pass, self.draws - done)
             leaf = x.detach().requires_grad_()
             logits = check_logits(model(leaf.repeat(d, *(1,) * (x.dim() - 1))), d * n)
-            values = _objective(objective, logits, y.repeat(d), None if targets is None else targets.repeat(d))
-            gradient += _differentiate(values.sum(), leaf)
+            values = objective_values(objective, logits, y.repeat(d), None if targets is None else targets.repeat(d))
+            gradient += differentiate(values.sum(), leaf)
             value += values.detach().view(d, n).sum(0)
             seen.append(logits.detach().view(d, n, -1))
             done += d
@@ -181,7 +181,7 @@ def _mapping(choice: Mapping | str) -> Mapping:
     return {"*": choice} if isinstance(choice, str | Surrogate) else choice
 
 
-def _differentiate(total: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
+def differentiate(total: Tensor, leaf: Tensor, again: bool = False) -> Tensor:
     """d total / d leaf; NaN counts as no information (0), an infinite entry as a very large one.
 
     Args:
@@ -226,8 +226,8 @@ class Evolution:
     tile: int = field(default=TILE, repr=False)
 
     def __post_init__(self):
-        _whole(self.pairs, "pairs")
-        _whole(self.draws, "draws")
+        check_whole(self.pairs, "pairs")
+        check_whole(self.draws, "draws")
         if not (isinstance(self.sigma, int | float) and 0 < self.sigma < float("inf")):
             raise BudgetError("sigma > 0", repr(self.sigma), "0.01 to 0.1 suits images in [0,1]")
 
@@ -248,19 +248,19 @@ class Evolution:
         if stream is None:
             raise BudgetError("a stream of per-example randomness", "none", "pass stream=Stream(seed, ids)")
         seen = torch.stack([check_logits(model(x), len(x)) for _ in range(self.draws)])
-        value = torch.stack([_objective(objective, z, y, targets) for z in seen]).mean(0)
+        value = torch.stack([objective_values(objective, z, y, targets) for z in seen]).mean(0)
         gradient, done, n = torch.zeros_like(x), 0, len(x)
         per_pass = max(1, self.tile // (2 * n)) if scope_of(model) in ("none", "example") else 1
         while done < self.pairs:
             p = min(per_pass, self.pairs - done)
             u = self.directions(stream, (p, *x.shape[1:]), x.dtype).transpose(0, 1)  # [p, N, ...]
             if per_pass == 1:
-                up = _objective(objective, check_logits(model(x + self.sigma * u[0]), n), y, targets)[None]
-                down = _objective(objective, check_logits(model(x - self.sigma * u[0]), n), y, targets)[None]
+                up = objective_values(objective, check_logits(model(x + self.sigma * u[0]), n), y, targets)[None]
+                down = objective_values(objective, check_logits(model(x - self.sigma * u[0]), n), y, targets)[None]
             else:
                 points = torch.cat([x + self.sigma * u, x - self.sigma * u]).flatten(0, 1)
                 t = None if targets is None else targets.repeat(2 * p)
-                values = _objective(objective, check_logits(model(points), 2 * p * n), y.repeat(2 * p), t)
+                values = objective_values(objective, check_logits(model(points), 2 * p * n), y.repeat(2 * p), t)
                 up, down = values.view(2, p, n)
             weight = ((up - down) / (2 * self.sigma)).nan_to_num(nan=0.0)
             gradient += torch.einsum("pn,pn...->n...", weight, u)

@@ -9,7 +9,7 @@ from torch import Tensor
 from stochade.attacks.ball import like, rows_of
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fooled import misses
-from stochade.attacks.gradients import TILE, _whole
+from stochade.attacks.gradients import TILE, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.minimal import ROUNDS, Book, check_norm
 from stochade.attacks.threats import Threat
@@ -60,7 +60,7 @@ class HopSkipJump(Attack):
     def __post_init__(self):
         check_norm(self.threat, ("linf", "l2"), "HopSkipJump")
         for name in ("steps", "evaluations", "most", "votes"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
 
     def count(self, step: int) -> int:
         """Decisions of the estimate in this step, counted from 1."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from stochade.attacks.apgd import Towards, likely
 from stochade.attacks.ball import rows_of
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _objective, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole, objective_values
 from stochade.attacks.minimal import Book, check_norm
 from stochade.attacks.objectives import margin
 from stochade.attacks.sigma_zero import stands
@@ -67,9 +67,9 @@ class JSMA(Attack):
 
     def __post_init__(self):
         check_norm(self.threat, ("l0",), "JSMA")
-        _whole(self.steps, "steps")
-        _whole(self.classes, "classes")
-        _whole(self.votes, "votes")
+        check_whole(self.steps, "steps")
+        check_whole(self.classes, "classes")
+        check_whole(self.votes, "votes")
         if isinstance(self.theta, bool) or not isinstance(self.theta, int | float) or not 0 < abs(self.theta) <= 1:
             raise BudgetError("theta within [-1, 1], not 0", repr(self.theta), "1 brightens at once, -1 darkens")
 
@@ -123,7 +123,7 @@ class JSMA(Attack):
         """
         ledger, distance = book.ledger, book.threat.distance(x, book.x0[rows])
         y, targets = ledger.goals(rows)
-        value = torch.stack([_objective(margin, z, y, targets) for z in logits]).mean(0).to(x.dtype)
+        value = torch.stack([objective_values(margin, z, y, targets) for z in logits]).mean(0).to(x.dtype)
         ledger.note(rows, value, distance)
         won = 2 * book.wins(logits, rows).sum(0) >= len(logits)
         if getattr(self.gradient, "relaxed", None) is not None:  # those logits are not the model's

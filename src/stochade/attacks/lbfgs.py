@@ -8,7 +8,7 @@ from torch import Tensor
 from stochade.attacks.apgd import Towards
 from stochade.attacks.ball import rows_of
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.minimal import ROUNDS, Book, check_norm
 from stochade.attacks.objectives import Objective, cross_entropy
 from stochade.attacks.threats import Threat
@@ -58,7 +58,7 @@ class LBFGS(Attack):
     def __post_init__(self):
         check_norm(self.threat, ("l2",), "L-BFGS")
         for name in ("steps", "search_steps", "memory", "votes"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         if not (isinstance(self.initial, int | float) and 0 < self.initial < float("inf")):
             raise BudgetError("initial > 0", repr(self.initial), "1.0 is usual")
         if not callable(self.gradient) or not callable(self.objective):

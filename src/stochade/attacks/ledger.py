@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stochade.attacks.base import Attempt, Task, Trace
 from stochade.attacks.fooled import Watch, confirm, draws_needed, misses
-from stochade.attacks.gradients import TILE, Gradient, Pass, _objective, check_logits
+from stochade.attacks.gradients import TILE, Gradient, Pass, check_logits, objective_values
 from stochade.attacks.objectives import Objective
 
 LINES = 512  # lines that a trace keeps; longer ones are thinned evenly
@@ -114,7 +114,7 @@ class Ledger:
             logits = self.logits(x, rows, draws)
         value = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for z in logits:
-            value += _objective(objective, z, y, targets).to(x.dtype)
+            value += objective_values(objective, z, y, targets).to(x.dtype)
         return value / len(logits), logits
 
     def judge(self, x: Tensor, rows: Tensor, draws: int | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from stochade.attacks.apgd import Towards, likely
 from stochade.attacks.ball import Ball, like
-from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, _differentiate, check_logits
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, check_logits, differentiate
 from stochade.attacks.hyperplane import onto_hyperplane
 from stochade.attacks.minimal import Book
 from stochade.attacks.objectives import margin
@@ -48,7 +48,7 @@ def _shared(book: Book, gradient: Backprop, x: Tensor, rows: Tensor, goals: Tens
             for j, goal in enumerate(goals.T):
                 ahead = lead(logits, y, goal)
                 leads[:, j] += ahead.detach().to(x.dtype) / gradient.draws
-                found[:, j] += _differentiate(ahead.sum(), leaf, j + 1 < count) / gradient.draws
+                found[:, j] += differentiate(ahead.sum(), leaf, j + 1 < count) / gradient.draws
     ledger.forwards[rows] += gradient.draws
     ledger.backwards[rows] += gradient.draws * count
     return Pass(leads.amax(1), found[:, 0], torch.stack(seen)), leads, found

@@ -13,7 +13,7 @@ from torch import Tensor
 from stochade.attacks.ball import Ball, like
 from stochade.attacks.base import Attempt, Task
 from stochade.attacks.fooled import misses
-from stochade.attacks.gradients import Pass, _objective
+from stochade.attacks.gradients import Pass, objective_values
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import margin
 from stochade.errors import BudgetError
@@ -104,7 +104,7 @@ class Book:
 
     def _margins(self, logits: Tensor, rows: Tensor) -> Tensor:
         y, targets = self.ledger.goals(rows)
-        return torch.stack([_objective(margin, z, y, targets) for z in logits])
+        return torch.stack([objective_values(margin, z, y, targets) for z in logits])
 
     def begin(self) -> tuple[Tensor, Tensor]:
         """(rows, x): the examples that need a search and where to begin it. Those that are adversarial as they are

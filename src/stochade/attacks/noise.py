@@ -10,7 +10,7 @@ from stochade.attacks.ball import spread
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.flips import refuse_codes
 from stochade.attacks.fooled import misses
-from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, _objective, _whole
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Model, check_whole, objective_values
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, margin
 from stochade.attacks.threats import Ball, Linf, Threat
@@ -96,8 +96,8 @@ class RandomSearch(Attack):
 
     def __post_init__(self):
         _need_threat(self.threat)
-        _whole(self.samples, "samples")
-        _whole(self.draws, "draws")
+        check_whole(self.samples, "samples")
+        check_whole(self.draws, "draws")
 
     def cost(self) -> tuple[int, int]:
         return self.samples * self.draws, 0
@@ -149,7 +149,9 @@ class RandomSearch(Attack):
         y, targets = (None if t is None else t.repeat(count) for t in ledger.goals(rows))
         assert y is not None
         logits = ledger.logits(points.flatten(0, 1), rows.repeat(count), self.draws)
-        value = torch.stack([_objective(self.objective, z, y, targets) for z in logits]).mean(0).to(points.dtype)
+        value = (
+            torch.stack([objective_values(self.objective, z, y, targets) for z in logits]).mean(0).to(points.dtype)
+        )
         missed = misses(logits, y, targets).all(0)
         return value.view(count, n), missed.view(count, n), logits[-1].view(count, n, -1)
 
@@ -174,7 +176,7 @@ class kubo2019_bim(Attack):
     objective: Objective = cross_entropy
 
     def __post_init__(self):
-        _whole(self.steps, "steps")
+        check_whole(self.steps, "steps")
         if not (isinstance(self.step, int | float) and 0 < self.step < float("inf")) or self.clip not in (
             "end",
             "step",

@@ -9,10 +9,10 @@ from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task, Trace
 from stochade.attacks.codes import encoder_and_network
 from stochade.attacks.flips import Flips, refuse_queries
-from stochade.attacks.gradients import Backprop, _whole, check_logits
+from stochade.attacks.gradients import Backprop, check_logits, check_whole
 from stochade.attacks.inputs import check_images
 from stochade.attacks.objectives import Objective, cross_entropy
-from stochade.attacks.sparse_balls import _top
+from stochade.attacks.sparse_balls import largest_mask
 from stochade.attacks.targeted import Targeted
 from stochade.errors import BudgetError
 from stochade.randomness import Stream
@@ -52,7 +52,7 @@ class FixedFlips(Flips):
         the gradient g and of g z over encodings z."""
         letters = self._best(slope, slope)
         gain = self._units(letters * slope - weight)
-        return torch.where(_top(gain, self._count(slope)).view_as(slope), letters, torch.nan)
+        return torch.where(largest_mask(gain, self._count(slope)).view_as(slope), letters, torch.nan)
 
     def allows(self, x: Tensor, x0: Tensor) -> Tensor:
         budget = self.eps if self._each is None else self._each.to(x)
@@ -114,7 +114,7 @@ class ObliviousSEA(Attack):
             hint = "for example FixedFlips(10, 'signed')"
             raise BudgetError("FixedFlips(k) for the oblivious attack", repr(self.threat), hint)
         for name in ("steps", "draws", "restarts"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         refuse_queries(self.threat, self.gradient)
         if self.goal is not None:
             Targeted(self, self.goal)  # refuses goals that are none

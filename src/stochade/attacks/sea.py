@@ -13,7 +13,7 @@ from torch import Tensor
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.descent import Descent
 from stochade.attacks.flips import Flips, refuse_queries
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import Objective, cross_entropy
 from stochade.attacks.threats import Threat
@@ -89,7 +89,7 @@ class MaskedSampling(Attack):
             raise BudgetError(
                 "Flips(float('inf')) for masked sampling", str(self.threat), "it has no budget; see SEA"
             )
-        _whole(self.steps, "steps")
+        check_whole(self.steps, "steps")
         if not (isinstance(self.turnover, int | float) and 0 <= self.turnover <= 1):
             raise BudgetError("turnover in [0,1]", repr(self.turnover), "0.05 is usual")
         refuse_queries(self.threat, self.gradient)

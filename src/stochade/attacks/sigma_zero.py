@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stochade.attacks.ball import like
 from stochade.attacks.base import Attack, Attempt, Task
-from stochade.attacks.gradients import Backprop, Gradient, _whole
+from stochade.attacks.gradients import Backprop, Gradient, check_whole
 from stochade.attacks.minimal import Book, Clipped, check_norm
 from stochade.attacks.objectives import margin
 from stochade.attacks.sparse_balls import L0
@@ -61,8 +61,8 @@ class SigmaZero(Attack):
 
     def __post_init__(self):
         check_norm(self.threat, ("l0",), "SigmaZero")
-        _whole(self.steps, "steps")
-        _whole(self.votes, "votes")
+        check_whole(self.steps, "steps")
+        check_whole(self.votes, "votes")
         for name, most in (("rate", math.inf), ("sigma", math.inf), ("tau", 1.0), ("adapt", 1.0)):
             value, least = getattr(self, name), name in ("tau", "adapt")
             number = isinstance(value, int | float) and not isinstance(value, bool)

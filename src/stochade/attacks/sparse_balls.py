@@ -134,27 +134,27 @@ class L0(Ball):
         if size is not None:
             present = self._merge((x != x0).to(x.dtype)) > 0
             entering = size.round().clamp_min(1) if isinstance(size, Tensor) else max(1, round(min(size, 1e9)))
-            fresh = _top(gain.masked_fill(present, -1), entering)
+            fresh = largest_mask(gain.masked_fill(present, -1), entering)
             gain = gain.masked_fill(~(present | fresh), -1)
-        chosen = self._spread(_top(gain, self._count()), x)
+        chosen = self._spread(largest_mask(gain, self._count()), x)
         return torch.where(chosen, best, x0)
 
     def project(self, x, x0):
         inside = x.clamp(0, 1)
         saved = (x - x0).square() - (x - inside).square()  # what leaving a value at x0 would cost in squared distance
-        keep = self._spread(_top(self._merge(saved), self._count()), x)
+        keep = self._spread(largest_mask(self._merge(saved), self._count()), x)
         return torch.where(keep, inside, x0)
 
     def start(self, x0, generator):
         values = generator.uniform(x0.shape[1:], x0.dtype)
         order = generator.uniform(self._merge(x0).shape[1:])
-        return torch.where(self._spread(_top(order, self._count()), x0), values, x0)
+        return torch.where(self._spread(largest_mask(order, self._count()), x0), values, x0)
 
     def distance(self, x, x0):
         return (self._merge((x != x0).to(x.dtype)) > 0).sum(1).to(x.dtype)
 
 
-def _top(score: Tensor, count: float | Tensor) -> Tensor:
+def largest_mask(score: Tensor, count: float | Tensor) -> Tensor:
     """Mask of the `count` largest positive scores in each row; a count for all rows, or [N]."""
     if isinstance(count, Tensor):
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from stochade.attacks import patches
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fooled import misses
-from stochade.attacks.gradients import _objective, _whole
+from stochade.attacks.gradients import check_whole, objective_values
 from stochade.attacks.ledger import LINES, Ledger
 from stochade.attacks.objectives import Objective, cross_entropy, margin
 from stochade.attacks.threats import L1, L2, Ball, Linf, Threat
@@ -66,7 +66,7 @@ class Square(Attack):
         if not isinstance(self.threat, Linf | L2 | L1):
             raise BudgetError("Linf, L2 or L1 for Square", repr(self.threat), "for L0 try SigmaZero")
         for name in ("queries", "draws", "restarts"):
-            _whole(getattr(self, name), name)
+            check_whole(getattr(self, name), name)
         if not (isinstance(self.p, int | float) and 0 < self.p <= 1):
             raise BudgetError("p in (0, 1]", repr(self.p), "0.8 is usual")
 
@@ -100,7 +100,7 @@ class Square(Attack):
         y, targets = ledger.goals(rows)
         objective = self.objective or (margin if targets is None else cross_entropy)
         logits = ledger.logits(x, rows)
-        return torch.stack([_objective(objective, z, y, targets) for z in logits]).to(x.dtype), logits
+        return torch.stack([objective_values(objective, z, y, targets) for z in logits]).to(x.dtype), logits
 
     def _run(self, ledger: Ledger, restart: int) -> None:
         rows, task = ledger.open, ledger.task

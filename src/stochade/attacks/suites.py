@@ -11,7 +11,7 @@ from stochade.attacks.apgd import APGD, APGDTargeted
 from stochade.attacks.ball import Ball, Threat
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.fab import FAB
-from stochade.attacks.gradients import Backprop, _whole
+from stochade.attacks.gradients import Backprop, check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.attacks.objectives import cross_entropy, dlr, margin
 from stochade.attacks.square import Square
@@ -48,7 +48,7 @@ class Suite(Attack):
             raise BudgetError("a threat such as Linf(0.3)", repr(self.threat), "use Linf, L2, L1 or L0")
         if not isinstance(self.attacks, tuple) or not self.attacks:
             raise BudgetError("a tuple of attacks", repr(self.attacks), "for example Suite(t, (APGD(t), Square(t)))")
-        _whole(self.draws, "draws")
+        check_whole(self.draws, "draws")
         for attack in self.attacks:
             if not isinstance(attack, Attack):
                 raise BudgetError("attacks as members", repr(attack), "wrap a function as Custom(function, threat)")

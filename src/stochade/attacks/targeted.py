@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stochade.attacks.base import Attack, Attempt, Task, Trace
-from stochade.attacks.gradients import _whole
+from stochade.attacks.gradients import check_whole
 from stochade.attacks.ledger import Ledger
 from stochade.errors import BudgetError, LabelsError
 
@@ -41,7 +41,7 @@ class Targeted(Attack):
         whole = isinstance(self.goal, int) and not isinstance(self.goal, bool) and self.goal >= 0
         if not whole and self.goal not in GOALS:
             raise BudgetError(f"a goal out of {', '.join(GOALS)} or the number of a class", repr(self.goal))
-        _whole(self.draws, "draws")
+        check_whole(self.draws, "draws")
 
     @property
     def threat(self):  # type: ignore[override]

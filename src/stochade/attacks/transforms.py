@@ -23,7 +23,7 @@ from stochade.attacks.expectation import (
     repeated,
     spent_by,
 )
-from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, _whole
+from stochade.attacks.gradients import TILE, Backprop, Gradient, Pass, check_whole
 from stochade.errors import BudgetError, GradientError, ImagesError
 from stochade.randomness import Stream
 
@@ -91,7 +91,7 @@ class Shift:
     pixels: int
 
     def __post_init__(self):
-        _whole(self.pixels, "pixels", 0)
+        check_whole(self.pixels, "pixels", 0)
 
     def __call__(self, images: Tensor, stream: Stream) -> Tensor:
         steps = (stream.uniform((2,), torch.float64) * (2 * self.pixels + 1)).long() - self.pixels
@@ -190,8 +190,8 @@ class Transforms(Around):
         if not isinstance(chain, Sequence) or not len(chain) or not all(callable(t) for t in chain):
             raise BudgetError("a transformation, or a list of them", repr(self.transforms), "Rotate(30), say")
         object.__setattr__(self, "transforms", tuple(chain))
-        _whole(self.draws, "draws")
-        _whole(self.tile, "tile")
+        check_whole(self.draws, "draws")
+        check_whole(self.tile, "tile")
 
     @property
     def relaxed(self) -> object:

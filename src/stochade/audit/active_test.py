@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stochade.attacks.ball import Ball
 from stochade.attacks.base import Attack
-from stochade.attacks.gradients import _whole
+from stochade.attacks.gradients import check_whole
 from stochade.attacks.inputs import check_inputs, check_model
 from stochade.errors import BudgetError, ModelError
 from stochade.nn.discrete import scope_of
@@ -102,7 +102,7 @@ def active_test(
     if not isinstance(threat, Ball) or not 0 < threat.eps < float("inf"):
         raise BudgetError("a norm ball with a finite budget above 0", repr(threat), "use Linf, L2, L1 or L0")
     for value, name in ((examples, "examples"), (inner, "inner"), (points, "points")):
-        _whole(value, name)
+        check_whole(value, name)
     check_inputs(x, y)
     check_model(model)
     x, y = x[:examples], y[:examples].long()

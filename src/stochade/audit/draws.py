@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from stochade.attacks import Attack, Averaged, Backprop, Ensemble, Evolution, Gradient, Transforms
-from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.gradients import Model, check_whole
 from stochade.errors import BudgetError
 from stochade.evaluate import Estimate, Records, evaluate
 from stochade.evaluate.intervals import paired
@@ -91,9 +91,9 @@ def draws_until_stable(
     Raises:
         BudgetError: numbers that make no sense, or an attack without draws; before any compute.
     """
-    _whole(start, "start")
-    _whole(most, "most", start)
-    _whole(scoring_draws, "scoring_draws", 2)  # one draw says nothing about its spread
+    check_whole(start, "start")
+    check_whole(most, "most", start)
+    check_whole(scoring_draws, "scoring_draws", 2)  # one draw says nothing about its spread
     numbers = [start]
     while numbers[-1] < most:
         numbers.append(min(2 * numbers[-1], most))

@@ -11,7 +11,7 @@ from stochade.attacks.base import Attack, FromProbabilities
 from stochade.attacks.codes import flips_for
 from stochade.attacks.descent import Descent
 from stochade.attacks.flips import Flips
-from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.gradients import Model, check_whole
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import Ball
 from stochade.audit import claims, codes, plan, plan_codes
@@ -94,13 +94,13 @@ def audit(
         codes.check_codes(model, flips, baseline, planted, eight_bit)
     strength = plan.effort_of(effort)
     if planted is not None:
-        strength = replace(strength, planted=_whole(planted, "planted", 0))
+        strength = replace(strength, planted=check_whole(planted, "planted", 0))
     if baseline is not None:
         check_baseline(baseline)
-    _whole(chunk, "chunk")
-    _whole(draws, "draws")
-    _whole(workers, "workers", 0)
-    _whole(keep_images, "keep_images", 0)
+    check_whole(chunk, "chunk")
+    check_whole(draws, "draws")
+    check_whole(workers, "workers", 0)
+    check_whole(keep_images, "keep_images", 0)
     source = Source(images, labels, chunk)
     x, y = source[0]
     check_inputs(x, y)

@@ -26,11 +26,11 @@ from stochade.describe import describe, digest, fingerprint_model
 from stochade.errors import BudgetError
 from stochade.evaluate import Records
 from stochade.evaluate.records import CLEAN, SCHEMA
-from stochade.evaluate.run import _gather, _Job, _open, _run, fingerprint_data, kernels
+from stochade.evaluate.run import Job, fingerprint_data, gather, kernels, open_run, run_units
 from stochade.evaluate.seconds import Clock
 from stochade.evaluate.source import Source
 from stochade.evaluate.store import unit_bytes, unit_path
-from stochade.evaluate.unit import Settings, Unit, _draw, _elapsed, _no_trace, _record, attack_info
+from stochade.evaluate.unit import Settings, Unit, attack_info, draw_logits, elapsed, no_trace, record_of
 from stochade.files import write_atomically
 from stochade.nn.discrete import scope_of
 from stochade.randomness import identities, seed_for, untouched
@@ -95,20 +95,20 @@ def attacked_codes(
     config["kernels"] = {name: told == "ready" for name, told in kernels().items()}
     folder = None if out is None else Path(out)
     if folder is not None:
-        _open(folder, config)
+        open_run(folder, config)
     job = _CodeJob(noisy, source, table, Settings(seed, draws, 0, False, device), config["digest"], folder)
     clock = Clock(folder)
     units = [(name, index) for index in range(source.chunks) for name in table]
     try:
-        results = _run(job, units, clock, workers, 1, show_progress)
+        results = run_units(job, units, clock, workers, 1, show_progress)
     finally:
         facts = clock.save()
-    records = _gather(results, config, folder)
+    records = gather(results, config, folder)
     records.meta["provenance"] = facts
     return records
 
 
-class _CodeJob(_Job):
+class _CodeJob(Job):
     """Units whose inputs are codes."""
 
     def __call__(self, name: str, index: int) -> Unit:
@@ -137,16 +137,16 @@ def code_unit(
     with untouched(noisy):
         if attack is None:
             empty = torch.zeros(len(x))
-            attempt = Attempt(x, torch.full_like(empty, torch.nan), empty, empty, empty, _no_trace(len(x)), empty)
+            attempt = Attempt(x, torch.full_like(empty, torch.nan), empty, empty, empty, no_trace(len(x)), empty)
             inputs, seconds, info = x, 0.0, {"attack": CLEAN, "threat": None, "label": ""}
         else:
             start = time.perf_counter()
             model_seed = seed_for(settings.seed, "draws", name, index)
             attempt = attack.run(noisy, x, y, seed=settings.seed, ids=ids, model_seed=model_seed)
-            seconds = _elapsed(start, x)
+            seconds = elapsed(start, x)
             inputs, info = checked_codes(attempt.inputs, x, flips_of(attack), name), attack_info(attack)
         scored, selected = (
-            _draw(noisy, inputs, settings.draws, seed_for(settings.seed, purpose, name, index))
+            draw_logits(noisy, inputs, settings.draws, seed_for(settings.seed, purpose, name, index))
             for purpose in ("score", "select")
         )
-    return Unit(ids.numpy(), y.cpu().numpy(), _record(attempt, scored, selected, {}, info, x), seconds)
+    return Unit(ids.numpy(), y.cpu().numpy(), record_of(attempt, scored, selected, {}, info, x), seconds)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from stochade.attacks.inputs import check_inputs, check_model, probe
 from stochade.attacks.threats import L0, Linf, Threat
-from stochade.certify.exact_encoding import Demand, Encoding, _row
+from stochade.certify.exact_encoding import Demand, Encoding, row_of
 from stochade.certify.exact_layers import Op, read
 from stochade.certify.exact_milp import Programs
 from stochade.certify.exact_trace import check_layers, unchanged
@@ -252,7 +252,7 @@ def _goals(logits: State, label: int) -> list[Demand]:
     for i, j in enumerate(others):
         least = 1.0 if lead.whole and j > label else 0.0
         if most[i] + lead.error[i] >= least:
-            columns, row = _row(lead, i)
+            columns, row = row_of(lead, i)
             shift, error = float(lead.shift[i]), float(lead.error[i])
             demand = Demand(
                 columns, row, least - error - shift, least + error - shift, whole=lead.whole, edge=not lead.whole

@@ -154,7 +154,7 @@ class Encoding:
         ids = []
         for i in undecided:
             y, gate = self.column(0.0, high[i]), self.column(0, 1, binary=True)
-            columns, row = _row(state, int(i))
+            columns, row = row_of(state, int(i))
             slack, own = float(state.error[i]), float(state.shift[i])
             columns, above = np.append(columns, y), np.append(-row, 1.0)
             self.demands += [
@@ -195,7 +195,7 @@ class Encoding:
     def _unit(self, state: State, cuts: Any, i: int, least: float, most: float) -> int:
         """The binary of one open unit."""
         gate = self.column(0, 1, binary=True)
-        columns, row = _row(state, i)
+        columns, row = row_of(state, i)
         shift, error = float(state.shift[i]), float(state.error[i])
         free = cuts.low[i] <= -_BEYOND and cuts.high[i] >= _BEYOND
         if free or not row.any():  # any value, or a fixed sum inside the band of its threshold, may be either
@@ -280,7 +280,7 @@ def _lattice(threshold: float, shift: float, grain: float, to: Any) -> float:
     return shift + grain * float(to((threshold - shift) / grain))
 
 
-def _row(state: State, i: int) -> tuple[np.ndarray, np.ndarray]:
+def row_of(state: State, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns and coefficients of one unit."""
     here = slice(state.matrix.indptr[i], state.matrix.indptr[i + 1])
     return state.base.ids[state.matrix.indices[here]], state.matrix.data[here].copy()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stochade.attacks.base import Attack, Attempt, Task
 from stochade.attacks.descent import PGD
-from stochade.attacks.gradients import Backprop, Model, _whole, check_logits
+from stochade.attacks.gradients import Backprop, Model, check_logits, check_whole
 from stochade.attacks.objectives import margin
 from stochade.attacks.threats import Threat
 from stochade.detect.odds import Calibration
@@ -166,7 +166,7 @@ class InTheLoop(Attack):
 
     def __post_init__(self):
         _check(self)
-        _whole(self.warm, "warm", 0)
+        check_whole(self.warm, "warm", 0)
         for name in ("lead", "slack", "weight"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")) or (name == "weight" and not value):
@@ -197,8 +197,8 @@ def _check(attack: LogitMatching | InTheLoop) -> None:
         raise BudgetError("the calibration of a detector", repr(attack.calibration), "pass detector.calibration")
     if not isinstance(attack.threat, Threat):
         raise BudgetError("a threat such as Linf(0.3)", repr(attack.threat))
-    _whole(attack.steps, "steps")
-    _whole(attack.draws, "draws")
+    check_whole(attack.steps, "steps")
+    check_whole(attack.draws, "draws")
 
 
 @torch.no_grad()

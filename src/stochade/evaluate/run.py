@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from stochade.attacks.base import Attack
-from stochade.attacks.gradients import Model, _whole
+from stochade.attacks.gradients import Model, check_whole
 from stochade.attacks.inputs import check_model
 from stochade.attacks.threats import Threat
 from stochade.describe import describe, digest, fingerprint_model
@@ -115,9 +115,9 @@ def evaluate(
     """
     table = named(attacks)
     for value, name in ((draws, "draws"), (chunk, "chunk")):
-        _whole(value, name)
-    _whole(workers, "workers", 0)
-    _whole(keep_images, "keep_images", 0)
+        check_whole(value, name)
+    check_whole(workers, "workers", 0)
+    check_whole(keep_images, "keep_images", 0)
     check_model(model)
     check_code_attacks(model, table)
     source = Source(images, labels, chunk)
@@ -143,15 +143,15 @@ def evaluate(
     config["kernels"] = {name: told == "ready" for name, told in kernels().items()}
     folder = None if out is None else Path(out)
     if folder is not None:
-        _open(folder, config)
+        open_run(folder, config)
     units = [(name, index) for index in range(source.chunks) for name in config["attacks"]]
-    job = _Job(model, source, {CLEAN: None} | table, settings, config["digest"], folder)
+    job = Job(model, source, {CLEAN: None} | table, settings, config["digest"], folder)
     clock = Clock(folder)
     try:
-        results = _run(job, units, clock, workers, threads, show_progress)
+        results = run_units(job, units, clock, workers, threads, show_progress)
     finally:
         facts = clock.save()
-    records = _gather(results, config, folder)
+    records = gather(results, config, folder)
     records.meta["provenance"] = facts
     return records
 
@@ -164,7 +164,7 @@ def fingerprint_data(source: Source) -> str:
     return digest([first[0], last[0], labels, len(source)])
 
 
-def _open(folder: Path, config: dict) -> None:
+def open_run(folder: Path, config: dict) -> None:
     """Start or take up a run; refuses a folder with another one."""
     path = folder / "run.json"
     if path.is_file():
@@ -189,7 +189,7 @@ def _open(folder: Path, config: dict) -> None:
     write_json(path, config)
 
 
-class _Job:
+class Job:
     """Everything a unit needs; travels to workers once."""
 
     def __init__(self, model, source: Source, attacks: dict, settings: Settings, run: str, folder: Path | None):
@@ -216,7 +216,9 @@ class _Job:
 Results = dict[tuple[str, int], Unit]
 
 
-def _run(job: _Job, units: list[tuple[str, int]], clock: Clock, workers: int, threads: int, show: bool) -> Results:
+def run_units(
+    job: Job, units: list[tuple[str, int]], clock: Clock, workers: int, threads: int, show: bool
+) -> Results:
     results: Results = {}
     if job.folder is not None:
         for unit in units:
@@ -237,7 +239,7 @@ def _run(job: _Job, units: list[tuple[str, int]], clock: Clock, workers: int, th
     return results
 
 
-def _finished(job: _Job, name: str, index: int) -> Unit | None:
+def _finished(job: Job, name: str, index: int) -> Unit | None:
     """A unit that an earlier session wrote whole, or None. A damaged or foreign file is done again."""
     assert job.folder is not None
     path = unit_path(job.folder, name, index)
@@ -250,12 +252,12 @@ def _finished(job: _Job, name: str, index: int) -> Unit | None:
     return Unit(ids, labels, record) if facts["digest"] == job.run else None
 
 
-def _here(job: _Job, units: list[tuple[str, int]]):
+def _here(job: Job, units: list[tuple[str, int]]):
     for unit in units:
         yield unit, job(*unit)
 
 
-_worker_job: _Job | None = None
+_worker_job: Job | None = None
 
 
 def _leave_with_parent() -> None:
@@ -278,7 +280,7 @@ def _work(unit: tuple[str, int]):
     return _worker_job(*unit)
 
 
-def _in_workers(job: _Job, units: list[tuple[str, int]], workers: int, threads: int):
+def _in_workers(job: Job, units: list[tuple[str, int]], workers: int, threads: int):
     try:
         payload = pickle.dumps(job)
     except Exception as problem:
@@ -301,7 +303,7 @@ def _in_workers(job: _Job, units: list[tuple[str, int]], workers: int, threads: 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _gather(results: Results, config: dict, folder: Path | None) -> Records:
+def gather(results: Results, config: dict, folder: Path | None) -> Records:
     attacks = {
         name: join([results[name, index].record for index in range(config["chunks"])]) for name in config["attacks"]
     }

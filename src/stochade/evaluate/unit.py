@@ -71,7 +71,7 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
         if attack is None:
             probe(model, x, y, probabilities_allowed=True)
             inputs, empty, seconds = x, torch.zeros(len(x)), 0.0
-            attempt = Attempt(x, torch.full((len(x),), torch.nan), empty, empty, empty, _no_trace(len(x)), empty)
+            attempt = Attempt(x, torch.full((len(x),), torch.nan), empty, empty, empty, no_trace(len(x)), empty)
         elif attacks_codes(attack):
             return _on_codes(model, x, y, ids, name, attack, index, settings)
         else:
@@ -79,7 +79,7 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
             attempt = attack.run(
                 model, x, y, seed=settings.seed, ids=ids, model_seed=seed_for(settings.seed, "draws", name, index)
             )
-            seconds = _elapsed(start, x)
+            seconds = elapsed(start, x)
             inputs = checked(attempt.inputs, x, attack.threat, name)
             if settings.eight_bit:
                 inputs = to_eight_bit(inputs, x, attack.threat)
@@ -87,12 +87,14 @@ def run_unit(model: Model, source: Source, name: str, attack: Attack | None, ind
                 attempt = replace(attempt, distance=attack.threat.distance(inputs, x))
         random = scope_of(model) != "none"
         draws = settings.draws if random else 1
-        scored = _draw(model, inputs, draws, seed_for(settings.seed, "score", name, index))
-        selected = _draw(model, inputs, draws, seed_for(settings.seed, "select", name, index)) if random else scored
+        scored = draw_logits(model, inputs, draws, seed_for(settings.seed, "score", name, index))
+        selected = (
+            draw_logits(model, inputs, draws, seed_for(settings.seed, "select", name, index)) if random else scored
+        )
     rows = source.rows(index)
     kept = {row: inputs[row - rows.start].cpu().numpy() for row in rows if row < settings.keep_images}
     info = {"attack": CLEAN, "threat": None, "label": ""} if attack is None else attack_info(attack)
-    return Unit(ids.numpy(), y.cpu().numpy(), _record(attempt, scored, selected, kept, info, x), seconds)
+    return Unit(ids.numpy(), y.cpu().numpy(), record_of(attempt, scored, selected, kept, info, x), seconds)
 
 
 def _on_codes(
@@ -103,11 +105,11 @@ def _on_codes(
     on = CodeDraws(model, x, y, ids, attack, name, settings.seed, index)
     scored = on.logits(settings.draws if random else 1, "score")
     selected = on.logits(settings.draws, "select") if random else scored
-    record = _record(on.attempt, scored, selected, {}, attack_info(attack), x)
+    record = record_of(on.attempt, scored, selected, {}, attack_info(attack), x)
     return Unit(ids.numpy(), y.cpu().numpy(), record, on.seconds)
 
 
-def _record(attempt: Attempt, scored: Tensor, selected: Tensor, kept: dict, info: dict, x: Tensor) -> AttackRecord:
+def record_of(attempt: Attempt, scored: Tensor, selected: Tensor, kept: dict, info: dict, x: Tensor) -> AttackRecord:
     """The record of a chunk, out of what its search says and the logits [draws, N, K] of both sets of draws."""
     return AttackRecord(
         predictions=_predictions(scored),
@@ -134,7 +136,7 @@ def _predictions(logits: Tensor) -> np.ndarray:
     return np.ascontiguousarray(logits.argmax(-1).T.numpy().astype(np.int16))
 
 
-def _elapsed(start: float, x: Tensor) -> float:
+def elapsed(start: float, x: Tensor) -> float:
     """Seconds since `start`, with what an accelerator still has to do."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
@@ -145,7 +147,7 @@ def _or_none(values: Tensor | None, x: Tensor) -> Tensor:
     return torch.full((len(x),), -1) if values is None else values
 
 
-def _no_trace(count: int) -> Trace:
+def no_trace(count: int) -> Trace:
     return Trace(torch.empty(0, count), torch.empty(0, count), torch.empty(0, count, dtype=torch.long))
 
 
@@ -154,7 +156,7 @@ def _numpy(t: Tensor, dtype) -> np.ndarray:
 
 
 @torch.no_grad()
-def _draw(model: Model, x: Tensor, draws: int, seed: int) -> Tensor:
+def draw_logits(model: Model, x: Tensor, draws: int, seed: int) -> Tensor:
     """Logits [draws, N, K], on draws of their own."""
     reseed(seed)
     n, seen = len(x), []

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from stochade.errors import ModelError
-from stochade.models.plain import CNN2, Shape, _Plain, xavier
+from stochade.models.plain import CNN2, Plain, Shape, xavier
 from stochade.nn import LWTA, SAP, Quantise
 
 
@@ -18,7 +18,7 @@ def _pruned_relu(share: float) -> nn.Module:
     return nn.Sequential(nn.ReLU(), SAP(share))
 
 
-class SAPCNN(_Plain):
+class SAPCNN(Plain):
     """`CNN2` with stochastic activation pruning after each ReLU, in training and evaluation. [N,C,H,W] -> [N,K].
 
     Args:

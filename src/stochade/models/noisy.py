@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from stochade.models.plain import Shape, _Plain
+from stochade.models.plain import Plain, Shape
 from stochade.nn import KWTA, GaussianNoise, MaskedConv2d, MaskedLinear, RandomMask
 from stochade.nn.competition import Per
 
@@ -31,7 +31,7 @@ class NoisyInput(nn.Module):
         return self.model(self.noise(x))
 
 
-class KWTACNN(_Plain):
+class KWTACNN(Plain):
     """`CNN2` with k-winners-take-all in place of the convolutions' ReLUs. [N,C,H,W] -> [N,K]."""
 
     def __init__(

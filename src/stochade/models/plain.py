@@ -39,7 +39,7 @@ def xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class _Plain(nn.Module):
+class Plain(nn.Module):
     """features -> flatten -> dense -> activation -> classes."""
 
     scope = "composite"
@@ -76,7 +76,7 @@ class _Plain(nn.Module):
         return self.classifier(self.dropout(self.activation(self.dense(self.features(x)))))
 
 
-class MLP(_Plain):
+class MLP(Plain):
     """Dense 100, then classes (table 3.1). Images [N,C,H,W] -> logits [N,K]."""
 
     def __init__(
@@ -91,7 +91,7 @@ class MLP(_Plain):
         super().__init__(input_shape, classes, (), hidden, activation, backward, dropout=dropout)
 
 
-class CNN1(_Plain):
+class CNN1(Plain):
     """Conv 32x5x5 stride 2, dense 100, classes (table 3.2). Images [N,C,H,W] -> logits [N,K]."""
 
     def __init__(
@@ -106,7 +106,7 @@ class CNN1(_Plain):
         super().__init__(input_shape, classes, (32,), hidden, activation, backward, dropout=dropout)
 
 
-class CNN2(_Plain):
+class CNN2(Plain):
     """Conv 32x5x5 and 64x5x5, both stride 2, dense 100, classes (table 3.3). [N,C,H,W] -> [N,K].
 
     With activation="stochastic" this is the thesis' CNN-BIN, the base network of SGBN.

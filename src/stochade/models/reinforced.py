@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from stochade.models.plain import Shape, _Plain
+from stochade.models.plain import Plain, Shape
 from stochade.nn.reinforce import ReinforceBinary
 
 
-class ReinforcedNet(_Plain):
+class ReinforcedNet(Plain):
     """5x5 convolutions of stride 2 with ReLUs, dense, REINFORCE units, classes. [N,C,H,W] -> [N,K].
 
     Train it with the objective `stochade.train.reinforced.Reinforced()`, which `stochade train` takes by itself;

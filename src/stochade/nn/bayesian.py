@@ -189,7 +189,7 @@ class BlockUtility(_OwnDraw):
         return f"blocks={self.blocks}, units={self.units}, alpha={self.alpha:g}, test={self.test!r}"
 
 
-class _GaussianWeights(_OwnDraw):
+class GaussianWeights(_OwnDraw):
     """Weights with posterior N(mean, sigma^2) and prior N(0, 1); the bias, if any, has no noise."""
 
     def __init__(self, shape: tuple[int, ...], bias: bool, sampling: Sampling, test: Test):
@@ -244,7 +244,7 @@ class _GaussianWeights(_OwnDraw):
         return f"{list(self.weight.shape)}, sampling={self.sampling!r}, test={self.test!r}"
 
 
-class GaussianLinear(_GaussianWeights):
+class GaussianLinear(GaussianWeights):
     """A dense layer with Gaussian weights, N(mean, sigma^2), sigma starting at softplus(-5) = 0.0067.
 
     Args:
@@ -271,7 +271,7 @@ class GaussianLinear(_GaussianWeights):
         return linear_per_example(x, weights)
 
 
-class GaussianConv2d(_GaussianWeights):
+class GaussianConv2d(GaussianWeights):
     """A convolution with Gaussian weights. Arguments as in `GaussianLinear` and of a convolution.
 
     With "local" sampling every output has the right law given the input, but positions, which share their

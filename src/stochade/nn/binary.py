@@ -28,7 +28,7 @@ def _mean_field(a: Tensor, slope: float) -> Tensor:
     return torch.sigmoid(slope * a)
 
 
-class _SlopedUnit(Discrete):
+class SlopedUnit(Discrete):
     """A unit with p = sigmoid(slope * a). The slope is part of the state dict, because it is part of the model."""
 
     def __init__(self, slope: float, backward: Backward, anneal: bool | None):
@@ -65,7 +65,7 @@ class _SlopedUnit(Discrete):
         return f"slope={self.slope:g}, backward={self.backward!r}"
 
 
-class StochasticBinary(_SlopedUnit):
+class StochasticBinary(SlopedUnit):
     """Fires 1 with probability sigmoid(slope * a), independently for every example and unit; else 0.
 
     Args:
@@ -86,7 +86,7 @@ class StochasticBinary(_SlopedUnit):
         return bernoulli(torch.sigmoid(self.slope * x))
 
 
-class DeterministicBinary(_SlopedUnit):
+class DeterministicBinary(SlopedUnit):
     """Fires round(sigmoid(a)): 1 for a > 0, else 0 (round goes to even, so a = 0 gives 0). No noise.
 
     Args:

@@ -8,7 +8,7 @@ import stochade
 from stochade.files import write_atomically
 from stochade.report import figures as plots_of
 from stochade.report.figures import Figure
-from stochade.report.html import _asset, _environment, _jsonable, _plotly, _policy
+from stochade.report.html import asset, content_policy, jsonable, plotly_source, template_environment
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Document:
         from markupsafe import Markup
 
         plots = plots_of.plot_document(self.figures)
-        script, plotly = _asset("page.js"), _plotly() if plots else ""
+        script, plotly = asset("page.js"), plotly_source() if plots else ""
         text = (
-            _environment()
+            template_environment()
             .get_template("document.html")
             .render(
                 **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "provenance"},
-                provenance=_jsonable(self.provenance),
-                policy=_policy([script, plotly]),
-                css=Markup(_asset("page.css")),
+                provenance=jsonable(self.provenance),
+                policy=content_policy([script, plotly]),
+                css=Markup(asset("page.css")),
                 script=Markup(script),
                 plotly=Markup(plotly),
-                plots=_jsonable(plots),
+                plots=jsonable(plots),
                 version=stochade.__version__,
             )
         )

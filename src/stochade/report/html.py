@@ -71,19 +71,19 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
     bought = [*successes(records, audit), *distances(records, audit)]
     progress = search_figure(audit) if audit else None
     plots = figures.plot_document([*curves, *bought, *([progress] if progress else []), *probe_figures])
-    script = _asset("page.js")
-    plotly = _plotly() if plots else ""
+    script = asset("page.js")
+    plotly = plotly_source() if plots else ""
     threat = audit.threat if audit else None
     random = is_random(records)
-    environment = _environment()
+    environment = template_environment()
     environment.filters["sentence"] = _sentence(records)
     return environment.get_template("page.html").render(
         title=title or _title(records, audit),
-        policy=_policy([script, plotly]),
-        css=Markup(_asset("page.css")),
+        policy=content_policy([script, plotly]),
+        css=Markup(asset("page.css")),
         script=Markup(script),
         plotly=Markup(plotly),
-        plots=_jsonable(plots),
+        plots=jsonable(plots),
         audit=audit,
         head=headline(records, audit),
         card=audit.card if audit else None,
@@ -109,11 +109,11 @@ def _render(records: Records, audit: Audit | None, title: str | None) -> str:
     )
 
 
-def _environment():
+def template_environment():
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -136,17 +136,17 @@ def _environment():
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("stochade.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
+def plotly_source() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("</script", "<\\/script")
 
 
-def _policy(scripts: list[str]) -> str:
+def content_policy(scripts: list[str]) -> str:
     """Only these scripts run, only inline styles and data images load, nothing is fetched or sent."""
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts if s]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
@@ -156,12 +156,12 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Plain data for JSON: numpy to Python, NaN and infinities to null."""
     if isinstance(value, dict):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
+        return {str(key): jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_jsonable(inner) for inner in value]
+        return [jsonable(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -266,7 +266,7 @@ def _provenance(records: Records) -> dict:
     ordered.pop("seconds", None)  # the plots have them
     if attacks:
         ordered["attacks"] = attacks
-    return json.loads(json.dumps(_jsonable(ordered), default=str))
+    return json.loads(json.dumps(jsonable(ordered), default=str))
 
 
 def _sentence(records: Records):

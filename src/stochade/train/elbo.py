@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stochade.attacks import PGD, Backprop, Linf
 from stochade.errors import BudgetError, UsageError
 from stochade.nn import LWTA
-from stochade.nn.bayesian import BlockUtility, _GaussianWeights
+from stochade.nn.bayesian import BlockUtility, GaussianWeights
 from stochade.train.objectives import Adversarial
 
 Positions = Literal["mean", "sum"]
@@ -48,7 +48,7 @@ def parameter_kl(model: nn.Module) -> dict[str, Tensor]:
     """KL_z and KL_u of the utilities and KL_w of the weights, each summed over the model's layers; a kind of layer
     that the model lacks has no entry."""
     utilities = [module for module in model.modules() if isinstance(module, BlockUtility)]
-    weights = [module for module in model.modules() if isinstance(module, _GaussianWeights)]
+    weights = [module for module in model.modules() if isinstance(module, GaussianWeights)]
     parts = {
         "kl_z": [layer.kl_utilities() for layer in utilities],
         "kl_u": [layer.kl_sticks() for layer in utilities],

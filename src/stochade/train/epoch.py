@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stochade.errors import ModelError
-from stochade.nn.binary import _SlopedUnit
+from stochade.nn.binary import SlopedUnit
 from stochade.randomness import forked, seed_for
 from stochade.train.augment import Augment
 from stochade.train.checks import LabelledImages, checked_labels
@@ -66,7 +66,7 @@ class EpochRunner:
         )
 
     def _anneal(self, epoch: int) -> float | None:
-        units = [m for m in self.model.modules() if isinstance(m, _SlopedUnit) and m.anneal]
+        units = [m for m in self.model.modules() if isinstance(m, SlopedUnit) and m.anneal]
         if self.slope is None or not units:
             return None
         for unit in units:
