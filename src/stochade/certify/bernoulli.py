@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor
 
-from stochade.certify.gaussian import behind_codes, encoder_in_front
+from stochade.certify.gaussian import behind_codes, check_encodings, encoder_in_front
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
 from stochade.nn.encoders import BernoulliRate, Mean, SignedRate, as_mean, centred, check_floor, check_steps
@@ -89,15 +89,17 @@ class RateCode(Smoothing):
         steps: frames T. signed: SRATE. floor: eta, for RATE only. mean: taken off first (signed rates).
         norm: of the radius: "l1" (the better of both bounds), "linf", "l2" or "l0" (by affinity; l2 and l0 need a
             floor).
+        encodings: m of every image (`Aggregated`): m T independent frames, which a network may read as it likes.
 
     Raises:
-        BudgetError: an unknown norm, or one that has no radius for these rates. ModelError: signed rates with a
-        floor.
+        BudgetError: an unknown norm, one that has no radius for these rates, or fewer than one encoding. ModelError:
+            signed rates with a floor.
     """
 
     def __init__(
-        self, steps: int, signed: bool = False, floor: float = 0.0, mean: Mean | None = None, norm: str = "l1"
-    ):
+        self, steps: int, signed: bool = False, floor: float = 0.0, mean: Mean | None = None, norm: str = "l1",
+        encodings: int = 1,
+    ):  # fmt: skip
         if norm not in ("l1", "l2", "linf", "l0"):
             raise BudgetError("l1, l2, linf or l0 for a rate code", repr(norm))
         if signed and floor:
@@ -109,7 +111,8 @@ class RateCode(Smoothing):
             hint = "BernoulliRate(steps, floor=0.1); without one a single pixel at 0 or 1 gives it away"
             raise BudgetError(f"rates clipped to [eta, 1-eta] for an {norm} radius", "rates without a floor", hint)
         self.steps, self.signed, self.floor, self.norm = check_steps(steps), signed, check_floor(floor), norm
-        self._mean = as_mean(mean)
+        self._mean, self.encodings = as_mean(mean), check_encodings(encodings)
+        self._frames = self.steps * self.encodings
         self.unit = "values" if norm == "l0" else Smoothing.unit
 
     def describe(self) -> dict:
@@ -118,7 +121,7 @@ class RateCode(Smoothing):
 
     def check(self, model: Model) -> None:
         kind = SignedRate if self.signed else BernoulliRate
-        encoder = encoder_in_front(model, kind)
+        encoder = encoder_in_front(model, kind, self.encodings)
         if (encoder.steps, encoder.floor) != (self.steps, self.floor):
             raise ModelError(f"{kind.__name__}(steps={self.steps}, floor={self.floor:g}) in front", repr(encoder))
         means = [m if m is None else m.cpu().tolist() for m in (getattr(encoder, "mean", None), self._mean)]
@@ -134,12 +137,12 @@ class RateCode(Smoothing):
     def radius(self, p: float, x: Tensor | None = None) -> float:
         if p <= 0.5:
             return 0.0
-        everywhere = l1_radius(p, self.steps) if self.norm == "l1" else 0.0
+        everywhere = l1_radius(p, self._frames) if self.norm == "l1" else 0.0
         if x is None:
             return everywhere
         rates = centred(x.unsqueeze(0), self._mean)[0] if self.signed else x
         low, high = (-1.0 if self.signed else 0.0), 1.0
-        local = _largest(room(p, self.steps), rates.double().flatten(), self.norm, self.floor, low, high)
+        local = _largest(room(p, self._frames), rates.double().flatten(), self.norm, self.floor, low, high)
         return max(everywhere, local)
 
 

@@ -10,6 +10,7 @@ from stochade.certify.flips import FlipNoise
 from stochade.certify.gaussian import Gaussian, SmoothingCode
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import UsageError
+from stochade.models.encoded import SeveralEncodings
 from stochade.models.noisy import NoisyInput
 from stochade.nn import surrogates
 from stochade.nn.discrete import Discrete, Surrogate, as_module
@@ -31,15 +32,16 @@ def smoothing_of(model: Model, sigma: float | None = None, norm: str | None = No
         BudgetError, ModelError: as the smoothing that it leads to.
     """
     encoder = getattr(model, "encoder", None)
+    m, encoder = (encoder.m, encoder.encoder) if isinstance(encoder, SeveralEncodings) else (1, encoder)
     if sigma is not None:
         found: tuple[Model, Smoothing] = model, Gaussian(sigma)
     elif isinstance(encoder, BernoulliRate | SignedRate):
         mean = encoder.mean if isinstance(encoder, SignedRate) else None
         return model, RateCode(
-            encoder.steps, isinstance(encoder, SignedRate), encoder.floor, mean, "l1" if norm is None else norm
+            encoder.steps, isinstance(encoder, SignedRate), encoder.floor, mean, "l1" if norm is None else norm, m
         )  # fmt: skip
     elif isinstance(encoder, RSC):
-        found = model, SmoothingCode(encoder.sigma, encoder.steps, encoder.kind)
+        found = model, SmoothingCode(encoder.sigma, encoder.steps, encoder.kind, m)
     elif isinstance(model, NoisyInput) and model.noise.scope == "example":
         found = model.model, Gaussian(model.noise.sigma)
     else:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
-from stochade.models.encoded import Encoded
+from stochade.models.encoded import Encoded, SeveralEncodings
 from stochade.nn.encoders_gaussian import RSC
 from stochade.randomness import reseed
 
@@ -75,18 +75,20 @@ class SmoothingCode(Smoothing):
 
     Args:
         sigma: standard deviation of the code. steps: its frames. kind: "I" (one draw for all frames) or "II".
+        encodings: of every image (`Aggregated`); the network sees so many independent codes.
 
     Raises:
-        BudgetError: sigma not above 0.
+        BudgetError: sigma not above 0, or fewer than one encoding.
     """
 
     norm = "l2"
 
-    def __init__(self, sigma: float, steps: int = 1, kind: str = "I"):
+    def __init__(self, sigma: float, steps: int = 1, kind: str = "I", encodings: int = 1):
         self.sigma, self.steps, self.kind = check_sigma(sigma), steps, kind
+        self.encodings = check_encodings(encodings)
 
     def check(self, model: Model) -> None:
-        encoder = encoder_in_front(model, RSC)
+        encoder = encoder_in_front(model, RSC, self.encodings)
         told = (self.sigma, self.steps, self.kind)
         if (encoder.sigma, encoder.steps, encoder.kind) != told:
             raise ModelError(f"a model behind RSC(sigma={self.sigma:g}, {self.steps}, {self.kind!r})", repr(encoder))
@@ -98,22 +100,34 @@ class SmoothingCode(Smoothing):
         return behind_codes(model, x, seed)
 
     def radius(self, p: float, x: Tensor | None = None) -> float:
-        return l2_radius(p, self.sigma, 1 if self.kind == "I" else self.steps)
+        return l2_radius(p, self.sigma, self.encodings * (1 if self.kind == "I" else self.steps))
 
 
-def encoder_in_front(model: Model, kind: type) -> Any:
-    """The encoder of an `Encoded` model, where images reach the network through it alone, as its class has it.
+def check_encodings(encodings: int) -> int:
+    if isinstance(encodings, bool) or not isinstance(encodings, int) or encodings < 1:
+        raise BudgetError("a number of encodings >= 1", repr(encodings))
+    return encodings
+
+
+def encoder_in_front(model: Model, kind: type, encodings: int = 1) -> Any:
+    """The encoder of an `Encoded` model, where images reach the network through it alone, as its class has it: once,
+    or in so many encodings that lie one after the other (`Aggregated`).
 
     Raises:
-        ModelError: another model or encoder, a forward of their own, hooks, or an encoder whose forward is swapped.
+        ModelError: another model, encoder or number of encodings, a forward of their own, hooks, or an encoder whose
+            forward is swapped.
     """
-    encoder: Any = getattr(model, "encoder", None)
+    outer: Any = getattr(model, "encoder", None)
+    several = type(outer) is SeveralEncodings
+    encoder, found = (outer.encoder, outer.m) if several else (outer, 1)
     if not isinstance(model, Encoded) or type(model).forward is not Encoded.forward:
         hint = "wrap the parts: stochade.models.Encoded(encoder, network)"
         raise ModelError(f"an Encoded model with {kind.__name__} in front", type(model).__name__, hint)
     if type(encoder) is not kind:
         raise ModelError(f"a model behind {kind.__name__}", repr(encoder), "its own randomness is what certifies")
-    for part in (model, encoder):
+    if found != encodings:
+        raise ModelError(f"{encodings} encodings of every image", str(found), "choose.smoothing_of(model) reads them")
+    for part in (model, outer, encoder):
         if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
             raise ModelError(
                 f"a {type(part).__name__} as its class has it", "one with hooks or a forward of its own",

@@ -26,6 +26,8 @@ class Certify:
 
     stochade certify runs/rate-coded --flips 0.01 0.3
 
+    stochade certify runs/rate-coded --encodings 4 --draws 1000
+
     stochade certify runs/cnn --sigma 0.5 --radii 0.25 0.5 1 --sequential --draws 100000
     """
 
@@ -40,6 +42,8 @@ class Certify:
     """Certify and attack the network behind the encoder in flips, for one encoding of each image: noise changes a 0
     with the first probability and a spike with the second (or the first). Distances count flips in the whole code.
     """
+    encodings: int = 1
+    """Certify the mean logits of so many encodings of every image."""
     norm: str | None = None
     """Of the distances. Default l2 for Gaussian noise, l1 for rate codes (which know linf, and l2, l0 with a
     floor)."""
@@ -93,10 +97,12 @@ class Certify:
             raise UsageError("--radii of at least 0", str(self.radii))
         common.check_device(self.device)
         target = load_target(self.target, seed=0, device=self.device, show_progress=not self.quiet)
+        whole = common.aggregated(target.model, self.encodings)
+        about = target.about | ({"encodings": self.encodings} if self.encodings > 1 else {})
         if self.flips:
-            model, smoothing = self._on_codes(target.model)
+            model, smoothing = self._on_codes(whole)
         else:
-            model, smoothing = smoothing_of(target.model, self.sigma, self.norm)
+            model, smoothing = smoothing_of(whole, self.sigma, self.norm)
         radii = sorted({0.0, *self.radii}) if self.radii else grid(smoothing, self.draws, self.alpha)
         attack, reason = not self.no_attack and (smoothing.norm != "l0" or bool(self.flips)), ""
         if attack and not self.radii and radii == [0.0]:
@@ -105,8 +111,8 @@ class Certify:
             attacks_on(smoothing, radii, self.steps)
         images, labels, facts = common.load_images(self.images, target.data, self.seed)
         if self.flips:
-            images, labels = encoded(target.model, images, labels, self.seed, self.device)
-            facts |= {"codes": f"one encoding each, {tuple(images.shape[1:])}"}
+            images, labels = encoded(whole, images, labels, self.seed, self.device)
+            facts |= {"codes": f"{self._count()} each, {tuple(images.shape[1:])}"}
         if self.dry_run:
             self._cost(model, smoothing, images, labels)
             return
@@ -116,7 +122,7 @@ class Certify:
                 model, images, labels, smoothing, selection=self.selection, draws=self.draws, alpha=self.alpha,
                 batch=self.batch, seed=self.seed, out=out, device=self.device, independent=self.independent,
                 radii=(sorted(set(self.radii)) or radii) if self.sequential else (),
-                show_progress=not self.quiet, meta=target.about | facts, held=held,
+                show_progress=not self.quiet, meta=about | facts, held=held,
             )  # fmt: skip
             records = None
             if attack:
@@ -124,7 +130,7 @@ class Certify:
                     records = attacked(
                         model, smoothing, images, labels, radii, draws=self.attack_draws, steps=self.steps,
                         seed=self.seed, out=out / "attacks", device=self.device, show_progress=not self.quiet,
-                        meta=target.about | facts,
+                        meta=about | facts,
                     )  # fmt: skip
                 except RecordsError:  # another run's attacks in this folder
                     raise
@@ -151,6 +157,9 @@ class Certify:
         if reason:
             print(f"not attacked (--no-attack leaves it out from the start): {reason}")
         print(f"report: {where}")
+
+    def _count(self) -> str:
+        return "one encoding" if self.encodings == 1 else f"{self.encodings} encodings"
 
     def _on_codes(self, model):
         """(network, flip noise) for the codes of its encoder."""
