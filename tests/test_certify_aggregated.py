@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.special import ndtr
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from stochade.certify import RateCode, SmoothingCode, certify
 from stochade.certify.choose import smoothing_of
@@ -65,6 +66,19 @@ def test_the_mean_of_encodings_behind_smoothing_codes_has_the_distance_of_a_half
     assert float((logits.argmax(1) == 1).float().mean()) == pytest.approx(p, abs=0.015)  # five deviations
 
 
+def test_runs_of_one_encoding_are_described_as_ever():
+    assert RateCode(2).describe() == {
+        "smoothing": "RateCode",
+        "steps": 2,
+        "signed": False,
+        "floor": 0.0,
+        "norm": "l1",
+    }
+    assert SmoothingCode(0.5, 4, "II").describe() == {
+        "smoothing": "SmoothingCode", "norm": "l2", "sigma": 0.5, "steps": 4, "kind": "II",
+    }  # fmt: skip
+
+
 def test_another_number_of_encodings_is_refused():
     one = Encoded(BernoulliRate(2), nn.Flatten())
     x = torch.rand(1, 1, 2, 2)
@@ -80,6 +94,15 @@ def test_another_number_of_encodings_is_refused():
     hooked.encoder.register_forward_hook(lambda module, inputs, output: output)
     with pytest.raises(ModelError, match="SeveralEncodings as its class has it"):
         certify(hooked, x, RateCode(2, encodings=3), selection=5, draws=50)
+    swapped = Aggregated(one, 3)
+    one.encoder.hard = lambda images: (images > 0.5).float()[:, None].expand(-1, 2, -1, -1, -1)
+    with pytest.raises(ModelError, match="BernoulliRate as its class has it"):
+        certify(swapped, x, RateCode(2, encodings=3), selection=5, draws=50)
+    del one.encoder.hard
+    hook = register_module_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(ModelError, match="as its class has it"):
+        certify(swapped, x, RateCode(2, encodings=3), selection=5, draws=50)
+    hook.remove()
     for wrong in (0, 1.5, True):
         with pytest.raises(BudgetError, match="encodings"):
             RateCode(2, encodings=wrong)

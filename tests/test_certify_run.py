@@ -12,7 +12,7 @@ from stochade.certify.bracket import attacks_at, bracketed, upper_bounds
 from stochade.certify.choose import as_attacked, smoothing_of
 from stochade.certify.confidence import ceiling, vote_decided
 from stochade.certify.lines import locked
-from stochade.certify.run import Certified, certify_examples, grid
+from stochade.certify.run import Certified, certify_examples, grid, just_above
 from stochade.errors import BudgetError, ModelError, RecordsError, UsageError
 from stochade.evaluate import evaluate
 from stochade.models.encoded import Encoded, FrameMean
@@ -257,6 +257,15 @@ def test_grids_and_impossible_attacks():
         attacks_at("l2", [0.0])
 
 
+def test_distance_0_is_asked_below_the_least_of_the_others():
+    assert just_above([]) == []
+    for radii in ([0.0], [0.0, 0.5], [0.0, 1e-13, 2.0], [0.5]):
+        asked = just_above(radii)
+        assert len(asked) == len(radii)
+        assert all(a > r for a, r in zip(asked, radii, strict=True))
+        assert asked == sorted(set(asked))
+
+
 def test_decided_one_by_one_they_agree_with_the_fixed_draws(tmp_path):
     """Votes differ, so a radius near its threshold may fall either way; the draws are far fewer."""
     x, y = examples(30, 5)
@@ -273,7 +282,7 @@ def test_decided_one_by_one_they_agree_with_the_fixed_draws(tmp_path):
     assert again.lines == found.lines
     with pytest.raises(RecordsError, match="radii"):
         certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=[0.1], out=tmp_path / "run")
-    for bad in ([0.2, 0.1], [0.1, 0.0], [0.0, 0.0], [False], ["0.1"], [0.0, 1e-13]):
+    for bad in ([0.2, 0.1], [0.1, 0.0], [0.0, 0.0], [False], ["0.1"]):
         with pytest.raises(BudgetError, match="radii"):
             certify_examples(network(), x, y, Gaussian(0.3), **settings, radii=bad)
 

@@ -138,7 +138,7 @@ def test_flips_of_one_encoding_each(tmp_path, capsys):
     assert "an attack leaves less than is certified" not in told
     page = (tmp_path / "run" / "report.html").read_text()
     assert "attacked, undecided votes right" in page
-    assert "One encoding of each image is certified and attacked" in page
+    assert "One code of each image is certified and attacked; distances" in page
     records = sorted((tmp_path / "run" / "attacks" / "records").rglob("*.parquet"))
     before = [path.read_bytes() for path in records]
     assert len(records) == 4
@@ -211,6 +211,7 @@ def test_the_vote_itself_is_decided_draw_by_draw(radii, tmp_path, capsys):
         (["rate", *FAST, "--norm", "l2"], "floor"),
         (["rate", *FAST, "--norm", "lp"], "l1, l2, linf or l0"),
         (["rate", *FAST, "--radii", "-1"], "at least 0"),
+        (["rate", *FAST, "--radii", "inf"], "finite --radii"),
         (["rate", *FAST, "--batch", "0"], "--batch"),
         (["rate", *FAST, "--flips", "2"], "[0, 1]"),
         (["rate", *FAST, "--flips", "0.1", "--radii", "1.5"], "whole numbers of flips"),

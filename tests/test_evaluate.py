@@ -201,6 +201,20 @@ def test_a_session_that_is_killed_loses_a_few_seconds_only(tmp_path, monkeypatch
     assert seconds(tmp_path)["pgd"][0] == 4.0
 
 
+def test_a_run_of_several_sessions_names_the_commits_of_all(tmp_path, monkeypatch):
+    from stochade.evaluate import seconds as module
+
+    record, told = run(attacks={"pgd": PGD(1e-3, steps=3)}).attacks["pgd"], []
+    for commit in ("aaa", "aaa", "bbb", "aaa"):
+        monkeypatch.setattr(module, "provenance", lambda commit=commit: {"git_revision": commit})
+        clock = module.Clock(tmp_path)
+        clock.add("pgd", 2.0, record)
+        facts = clock.save()
+        told.append((facts["git_revision"], facts.get("git_revisions")))
+    assert told == [("aaa", None), ("aaa", None), ("bbb", ["aaa", "bbb"]), ("aaa", ["aaa", "bbb"])]
+    assert module.Clock(tmp_path).save()["git_revisions"] == ["aaa", "bbb"]
+
+
 def test_what_holds_no_times_gives_none():
     for facts in (None, {}, {"seconds": None}, {"seconds": {"a": 3, "b": [1], "c": [1.0, 0], "d": [0.0, 5]}}):
         assert seconds_per_pass(facts) == {}

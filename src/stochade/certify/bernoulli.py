@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor
 
-from stochade.certify.gaussian import behind_codes, check_encodings, encoder_in_front
+from stochade.certify.gaussian import behind_codes, check_encodings, encoder_in_front, without_one_encoding
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
 from stochade.nn.encoders import BernoulliRate, Mean, SignedRate, as_mean, centred, check_floor, check_steps
@@ -117,7 +117,7 @@ class RateCode(Smoothing):
 
     def describe(self) -> dict:
         told = {key: value for key, value in vars(self).items() if not key.startswith("_") and key != "unit"}
-        return {"smoothing": type(self).__name__, **told}
+        return without_one_encoding({"smoothing": type(self).__name__, **told})
 
     def check(self, model: Model) -> None:
         kind = SignedRate if self.signed else BernoulliRate

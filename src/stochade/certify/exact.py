@@ -7,7 +7,8 @@ program for each class that could win (`exact_encoding`, `exact_milp`).
 computer evaluates in the images' own precision, whatever the order of its sums and with or without fused operations
 (reduced-precision modes such as TF32, and convolutions by transforms, are not covered). Sums of +-1 are integers and
 exact in both. Where rounding or underflow could turn a sign, both signs are allowed (numbers must underflow
-gradually, as they do unless `torch.set_flush_denormal` says otherwise). It rests on HiGHS being right about
+gradually, as they do unless `torch.set_flush_denormal` says otherwise); networks whose sums could come near the
+largest number of the format are refused. It rests on HiGHS being right about
 infeasibility, with margins far above its tolerances. "broken" comes with an image that the model itself was run on.
 Whatever is neither is "unknown", with the reason.
 

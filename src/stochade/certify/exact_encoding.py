@@ -18,6 +18,7 @@ from scipy import sparse
 from stochade.certify.exact_fold import Norm, Relu
 from stochade.certify.exact_layers import Op, Pool, Step, Sum
 from stochade.certify.intervals import Base, State, bounds
+from stochade.errors import ModelError
 
 _BEYOND = 1e30  # ends of a cut beyond every sum
 
@@ -116,7 +117,7 @@ class Encoding:
         low, high = bounds(state)
         size = np.maximum(np.abs(low), np.abs(high)) + state.error
         absolute = abs(part.matrix)
-        total = absolute @ size + np.abs(part.shift)
+        total = self._inside(absolute @ size + np.abs(part.shift))
         products = absolute.astype(bool).astype(np.float64) @ (size > 0)
         count = products + 2
         integers = bool((part.matrix.data % 1 == 0).all() and (part.shift % 1 == 0).all())
@@ -131,15 +132,30 @@ class Encoding:
         low, high = bounds(state)
         size = np.maximum(np.abs(low), np.abs(high)) + state.error
         exact = all(abs(g) == 1 and m == 0 and q == 1 and b == 0 for g, m, q, b in part.table)
-        numbers = np.array([(float(g) / float(q) ** 0.5, float(m), float(b), float(g)) for g, m, q, b in part.table])
-        scale, mean, beta, gamma = numbers[part.index].T
+        scale, mean, beta, gamma = _numbers(part)
         total = np.abs(scale) * (size + np.abs(mean)) + np.abs(beta)
+        self._reach(part, size)
         error = np.abs(scale) * state.error
         if not exact:
             lost = 4 * self.tiny * (1 + size + np.abs(mean) + np.abs(gamma))  # by underflow, as in `exact_fold`
             error = error + 16 * self.unit * total + np.where((size > 0) | (mean != 0), lost, 0.0)
         matrix = sparse.csr_array(sparse.diags_array(scale) @ state.matrix)
         return State(matrix, scale * (state.shift - mean) + beta, error, state.base, (), state.whole and exact)
+
+    def _inside(self, most: np.ndarray) -> np.ndarray:
+        """The numbers, where no order of operations can overflow: below a quarter of the format's largest one."""
+        if not (most < 1 / self.tiny).all():
+            raise ModelError(
+                "numbers far inside the network's format at every allowed image", f"up to {float(most.max()):.3g}",
+                "scale its weights down: classes can turn where a sum overflows",
+            )  # fmt: skip
+        return most
+
+    def _reach(self, part: Norm, size: np.ndarray) -> np.ndarray:
+        """How large a batch norm's value and all numbers on its way may be, in any order of its operations."""
+        scale, mean, beta, gamma = (np.abs(n) for n in _numbers(part))
+        with np.errstate(over="ignore"):
+            return self._inside(np.maximum(1.0, np.maximum(scale, gamma)) * (size + mean) + beta)
 
     def _relu(self, state: State) -> State:
         low, high = bounds(state)
@@ -179,6 +195,9 @@ class Encoding:
             state, matrix=sparse.csr_array(sparse.diags_array(sign) @ state.matrix), shift=sign * state.shift
         )
         least, most = bounds(mirrored)
+        size = np.maximum(np.abs(least), np.abs(most)) + state.error
+        for op in part.chain:
+            size = size if isinstance(op, Relu) else self._reach(op, size)
         may_high, may_low = _reachable(mirrored, cuts, least, most)
         self.units += len(least)
         undecided = np.nonzero(may_high & may_low)[0]
@@ -278,6 +297,12 @@ def _reachable(state: State, cuts: Any, least: np.ndarray, most: np.ndarray) -> 
 def _lattice(threshold: float, shift: float, grain: float, to: Any) -> float:
     """The nearest value shift + integer * grain at or beyond a threshold."""
     return shift + grain * float(to((threshold - shift) / grain))
+
+
+def _numbers(part: Norm) -> np.ndarray:
+    """[4, M]: scale, mean, beta and gamma of every unit."""
+    table = [(float(g) / float(q) ** 0.5, float(m), float(b), float(g)) for g, m, q, b in part.table]
+    return np.array(table)[part.index].T
 
 
 def row_of(state: State, i: int) -> tuple[np.ndarray, np.ndarray]:

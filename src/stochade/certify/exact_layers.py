@@ -47,10 +47,11 @@ class Sum:
 
 @dataclass(frozen=True)
 class Step:
-    """`values[1]` where the cut says high, `values[0]` where it says low."""
+    """`values[1]` where the cut says high, `values[0]` where it says low; `chain` is what the cut has folded in."""
 
     cuts: Cuts
     values: tuple[float, float]
+    chain: Chain = ()
 
 
 @dataclass(frozen=True)
@@ -281,9 +282,8 @@ class _Reader:
         return _Value(value.at, value.shape, (*value.chain, Norm(table, index)))
 
     def _step(self, value: _Value, cut: Cut, values: tuple[float, float]) -> _Value:
-        units = math.prod(value.shape)
-        cuts = fold(cut, value.chain, units, self.unit, self.tiny)
-        return self._add(Step(cuts, values), (value.at,), value.shape)
+        cuts = fold(cut, value.chain, math.prod(value.shape), self.unit, self.tiny)
+        return self._add(Step(cuts, values, value.chain), (value.at,), value.shape)
 
     def settled(self, value: _Value) -> _Value:
         """The value with its waiting maps as operations of their own."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from scipy.special import ndtri
 from torch import Tensor
+from torch.nn.modules import module as torch_modules
 
 from stochade.certify.smoothing import Model, Smoothing
 from stochade.errors import BudgetError, ModelError
@@ -87,6 +88,9 @@ class SmoothingCode(Smoothing):
         self.sigma, self.steps, self.kind = check_sigma(sigma), steps, kind
         self.encodings = check_encodings(encodings)
 
+    def describe(self) -> dict:
+        return without_one_encoding(super().describe())
+
     def check(self, model: Model) -> None:
         encoder = encoder_in_front(model, RSC, self.encodings)
         told = (self.sigma, self.steps, self.kind)
@@ -109,6 +113,11 @@ def check_encodings(encodings: int) -> int:
     return encodings
 
 
+def without_one_encoding(told: dict) -> dict:
+    """The description as runs of one encoding have always had it, so that they are taken up."""
+    return {key: value for key, value in told.items() if (key, value) != ("encodings", 1)}
+
+
 def encoder_in_front(model: Model, kind: type, encodings: int = 1) -> Any:
     """The encoder of an `Encoded` model, where images reach the network through it alone, as its class has it: once,
     or in so many encodings that lie one after the other (`Aggregated`).
@@ -127,8 +136,10 @@ def encoder_in_front(model: Model, kind: type, encodings: int = 1) -> Any:
         raise ModelError(f"a model behind {kind.__name__}", repr(encoder), "its own randomness is what certifies")
     if found != encodings:
         raise ModelError(f"{encodings} encodings of every image", str(found), "choose.smoothing_of(model) reads them")
+    hooked = torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks
     for part in (model, outer, encoder):
-        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+        swapped = {"forward", "hard", "__call__", "_call_impl"} & set(vars(part))
+        if swapped or part._forward_hooks or part._forward_pre_hooks or hooked:
             raise ModelError(
                 f"a {type(part).__name__} as its class has it", "one with hooks or a forward of its own",
                 "nothing is proven about what they do to images or codes",

@@ -1,4 +1,4 @@
-"""Numbers below the smallest normal one: products that underflow turn signs, and exact verification knows it."""
+"""Numbers at the ends of a format: what underflows or overflows may turn signs, and exact verification knows it."""
 
 from fractions import Fraction
 
@@ -136,3 +136,33 @@ def test_variances_that_are_none_are_refused(variance):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1), norm, Sign(), nn.Linear(1, 2)).eval()
     with pytest.raises(ModelError, match="variances above 0"):
         verify(model, torch.rand(1, 1, 2, 2), torch.tensor([0]), Linf(0.1), 1.0)
+
+
+class Sums(nn.Sequential):
+    """The sign of one sum, read by two classes."""
+
+    def __init__(self, weights, norm=None):
+        sums, logits = nn.Linear(len(weights), 1, bias=False), nn.Linear(1, 2)
+        sums.weight.data, logits.weight.data = torch.tensor([weights]), torch.tensor([[1.0], [-1.0]])
+        logits.bias.data = torch.zeros(2)
+        super().__init__(nn.Flatten(), sums, *([] if norm is None else [norm]), Sign(), logits)
+        self.eval()
+
+
+def test_a_sum_that_overflows_in_a_corner_is_refused():
+    """At 0.93 everywhere the sum is negative; at white, inside the ball, its positive half is beyond every float32:
+    added up first, as some kernels do, it turns the class."""
+    model, x = Sums([8.68e37] * 4 + [-8.68e37] * 12), torch.full((1, 1, 1, 16), 0.93)
+    assert float(torch.tensor(8.68e37) * 4) == float("inf")
+    with pytest.raises(ModelError, match="far inside the network's format"):
+        verify(model, x, model(x).argmax(1), Linf(0.07))
+
+
+def test_a_batch_norm_that_overflows_is_refused():
+    norm = nn.BatchNorm1d(1)
+    norm.weight.data.fill_(1e38)
+    model, x = Sums([1.0] * 4, norm), torch.full((1, 1, 1, 4), 0.9)
+    with pytest.raises(ModelError, match="far inside the network's format"):
+        verify(model, x, model(x).argmax(1), Linf(0.05))
+    norm.weight.data.fill_(1e20)
+    assert verify(model, x, model(x).argmax(1), Linf(0.05))[0].status == "robust"
