@@ -1,5 +1,6 @@
 """The other side of the bracket: how accurate the certified vote still is under attacks of the same distance."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def attacks_at(norm: str, radii: Sequence[float], steps: int = 20, draws: int = 
     if norm not in NORMS or norm == "l0":
         raise BudgetError("a norm out of linf, l2, l1", repr(norm))
     budgets = [r for r in radii if r > 0]
-    if not budgets:
-        raise BudgetError("a radius above 0 to attack at", str(list(radii)))
+    if not budgets or not all(math.isfinite(r) for r in budgets):
+        raise BudgetError("finite radii above 0 to attack at", str(list(radii)), "or certify without an attack")
     return {
         f"{name} {norm} {budget:g}": PGD(
             NORMS[norm](budget), steps=steps, gradient=Backprop(draws), objective=objective, drop_fooled=False

@@ -46,9 +46,9 @@ def attacks_on_codes(
     Raises:
         BudgetError: numbers of flips that are not whole, or none above 0.
     """
-    budgets = [int(k) for k in flips if math.isfinite(k) and k == int(k) and k > 0]
+    budgets = [int(k) for k in flips if not isinstance(k, bool) and math.isfinite(k) and k == int(k) and k > 0]
     if len(budgets) < sum(k != 0 for k in flips):
-        raise BudgetError("whole numbers of flips", str(list(flips)), "for example 1, 2, 4")
+        raise BudgetError("whole numbers of flips", str([k for k in flips if k]), "for example 1, 2, 4")
     if not budgets:
         raise BudgetError("a number of flips above 0 to attack at", str(list(flips)), "certify without an attack")
     plans = (

@@ -159,10 +159,10 @@ def certify_examples(
 
 def just_above(radii: Sequence[float]) -> list[float]:
     """Radii that include the distances asked for; BudgetError unless those rise from 0 or more."""
-    zero = [VOTE] * (len(radii) > 0 and radii[0] == 0 and not isinstance(radii[0], bool))
-    rest = radii[len(zero) :]
+    zero = len(radii) > 0 and radii[0] == 0 and not isinstance(radii[0], bool)
+    rest = radii[zero:]
     above = [r * ABOVE for r in check_radii(rest)] if rest else []
-    return list(check_radii([*zero, *above])) if radii else []
+    return [min([VOTE, *(r / 2 for r in above)])] * zero + above
 
 
 def _drawn(line: Line) -> tuple:

@@ -39,8 +39,8 @@ class Certify:
     """Add Gaussian noise of this standard deviation; default: the model's own noise (its encoder's, or its
     input's)."""
     flips: tuple[float, ...] = ()
-    """Certify and attack the network behind the encoder in flips, for one encoding of each image: noise changes a 0
-    with the first probability and a spike with the second (or the first). Distances count flips in the whole code.
+    """Certify and attack the network behind the encoder in flips, for one code of each image: noise changes a 0 with
+    the first probability and a spike with the second (or the first). Distances count flips in the whole code.
     """
     encodings: int = 1
     """Certify the mean logits of so many encodings of every image."""
@@ -93,8 +93,8 @@ class Certify:
         for name in ("batch", "attack_draws", "steps"):
             if getattr(self, name) < 1:
                 raise BudgetError(f"--{name.replace('_', '-')} of at least 1", str(getattr(self, name)))
-        if any(not r >= 0 for r in self.radii):
-            raise UsageError("--radii of at least 0", str(self.radii))
+        if any(not 0 <= r < float("inf") for r in self.radii):
+            raise UsageError("finite --radii of at least 0", str(self.radii))
         common.check_device(self.device)
         target = load_target(self.target, seed=0, device=self.device, show_progress=not self.quiet)
         whole = common.aggregated(target.model, self.encodings)
@@ -105,8 +105,11 @@ class Certify:
             model, smoothing = smoothing_of(whole, self.sigma, self.norm)
         radii = sorted({0.0, *self.radii}) if self.radii else grid(smoothing, self.draws, self.alpha)
         attack, reason = not self.no_attack and (smoothing.norm != "l0" or bool(self.flips)), ""
-        if attack and not self.radii and radii == [0.0]:
-            attack, reason = False, "no distance above 0 can be certified with this noise and so many draws"
+        if not (attack or self.no_attack):
+            reason = "there is no attack on the vote of a rate code in l0 yet"
+        if attack and radii == [0.0]:
+            asked = "was asked for" if self.radii else "can be certified with this noise and so many draws"
+            attack, reason = False, f"no distance above 0 {asked}"
         if attack:
             attacks_on(smoothing, radii, self.steps)
         images, labels, facts = common.load_images(self.images, target.data, self.seed)

@@ -114,11 +114,17 @@ def read_threat(text: str, model: Any = None) -> Any:
 
 def aggregated(model: Any, encodings: int) -> Any:
     """The model with the mean logits of so many encodings; itself for one."""
-    from stochade.models.encoded import Aggregated
+    from stochade.models.encoded import Aggregated, Encoded
 
     if encodings < 1:
         raise UsageError("--encodings of at least 1", str(encodings))
-    return model if encodings == 1 else Aggregated(model, encodings).eval()
+    if encodings == 1:
+        return model
+    if isinstance(model, Aggregated):
+        raise UsageError("a model of one encoding for --encodings", f"one that takes the mean of {model.encoder.m}")
+    if not isinstance(model, Encoded):
+        raise UsageError("a model behind an encoder for --encodings", type(model).__name__)
+    return Aggregated(model, encodings).eval()
 
 
 def check_format(name: str) -> None:

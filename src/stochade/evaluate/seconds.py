@@ -48,11 +48,17 @@ class Clock:
         if not self.ran and self.before:
             return self.before
         self.facts = self.facts or provenance()  # asks git: once
-        facts = self.facts | {"seconds": self.times}
+        facts = self.facts | self._revisions() | {"seconds": self.times}
         if self.path is not None:
             write_json(self.path, facts)
         self.written = time.monotonic()
         return facts
+
+    def _revisions(self) -> dict:
+        """The commits of all sessions that measured something, in their order, where there are several."""
+        told = self.before.get("git_revisions") or [self.before.get("git_revision")]
+        found = list(dict.fromkeys(str(t) for t in [*told, self.facts.get("git_revision")] if t))
+        return {"git_revisions": found} if len(found) > 1 else {}
 
 
 def _earlier(path: Path | None) -> dict:

@@ -162,10 +162,11 @@ def reproduce(
 
 
 def _revisions(parts: list[dict[str, Records]], row: Row) -> list[str]:
-    """The commits at which a row's records were measured, in short: a run that is taken up keeps those of its
-    sessions, whatever the commit of the command that puts them together."""
+    """The commits at which a row's records were measured, in short, whatever the commit of the command that puts them
+    together; of runs from before sessions were listed, that of the last session."""
     kept = [records for seed in parts for records in seed.values()] + [audit.records for audit in row.audits]
-    told = [records.meta.get("provenance", {}).get("git_revision") for records in kept]
+    facts = [records.meta.get("provenance", {}) for records in kept]
+    told = [t for f in facts for t in f.get("git_revisions") or [f.get("git_revision")]]
     return sorted({f"{t[:7]}{'+' * t.endswith('+')}" for t in told if t})
 
 

@@ -24,6 +24,8 @@ def page(found: Certified, records: Records | None, command: str, provenance: di
     above = {} if records is None else upper_bounds(records, alpha, undecided=True)
     left = {} if records is None else upper_bounds(records, alpha)
     smoothing = ", ".join(f"{k} {v}" for k, v in meta["smoothing"].items() if k not in ("smoothing", "norm"))
+    encodings = meta["about"].get("encodings", 1)
+    several = f", {encodings} encodings one after the other" if encodings > 1 else ""
     in_grey = ["grey levels"] if norm in PER_GREY else []
     rows = [
         [number(r), *(grey(r) for _ in in_grey), str(found.accuracy(r)), str(left.get(r, "–")), _upper(above.get(r))]
@@ -44,7 +46,7 @@ def page(found: Certified, records: Records | None, command: str, provenance: di
             "Attacked: the vote's accuracy under attacks of that distance on the randomised classifier, an undecided "
             "vote counted as an error; its upper end counts undecided votes as right and takes the limit of the "
             "interval. The truth about the vote lies between the certified accuracy and that upper end.",
-            *(["One encoding of each image is certified and attacked; distances count flips in its whole code."]
+            *([f"One code of each image is certified and attacked{several}; distances count flips in all of it."]
               if meta["smoothing"]["smoothing"] == "FlipNoise" else []),
         ],
         tables=[
