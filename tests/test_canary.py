@@ -8,7 +8,7 @@ from coded import Curved, images
 from stochade.attacks import PGD, SEA, FixedFlips, Flips, Linf, ObliviousSEA, RandomSearch
 from stochade.audit.canary import told, zero_gradient_findings
 from stochade.cli.common import aggregated, read_threat
-from stochade.errors import BudgetError, ImagesError, ModelError, UsageError
+from stochade.errors import BudgetError, ImagesError, UsageError
 from stochade.models import Encoded
 from stochade.models.encoded import Aggregated
 from stochade.nn import SignedRate
@@ -84,5 +84,7 @@ def test_aggregation_by_command():
     assert several.encoder(images(2)).shape[:2] == (2, 12)
     with pytest.raises(UsageError, match="encodings"):
         aggregated(model, 0)
-    with pytest.raises(ModelError, match="Encoded"):
+    with pytest.raises(UsageError, match="behind an encoder for --encodings, got Flatten"):
         aggregated(nn.Flatten(), 2)
+    with pytest.raises(UsageError, match="mean of 4"):
+        aggregated(several, 2)
